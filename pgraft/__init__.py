@@ -1,0 +1,3 @@
+"""pgraft: Raft consensus beside every PostgreSQL server."""
+
+__version__ = "0.1.0"

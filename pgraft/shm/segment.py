@@ -1,0 +1,402 @@
+"""Creating and attaching the segment: the only module that makes `SharedMemory` objects.
+
+On no version of Python does anything stay registered with the resource tracker, which would unlink
+the segment when any registered process dies, and which is a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import zlib
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+from pgraft.shm import layout
+from pgraft.shm.layout import PAGE_BYTES, SLOT_BACKEND_WORDS, SLOT_WORKER_WORDS, align
+from pgraft.shm.rings import RingReader, RingWriter, WordRef
+from pgraft.shm.words import WordPage, now_ns
+
+NAME_PREFIX = "pgraft."
+SHM_DIR = Path("/dev/shm")
+_U64_MAX = 2**64 - 1
+
+
+class SegmentError(Exception):
+    """A segment that is not there, or is not what it should be; the text says which and why."""
+
+
+class Segment:
+    """A mapped segment. `header`, `worker` and `network` are pages of named words."""
+
+    def __init__(self, name: str, buffer: memoryview, owner: SharedMemory | mmap.mmap) -> None:
+        self.name = name
+        self._owner = owner
+        self._views: list[memoryview] = [buffer]
+        self._buffer = buffer
+        self.size = len(buffer)
+        words = buffer[: self.size // 8 * 8].cast("B").cast("Q")
+        self._views.append(words)
+        self._words = words
+        self.header = WordPage(self.words_at(0, PAGE_BYTES), layout.HEADER_WORDS)
+        self.worker = WordPage(self.words_at(layout.WORKER_PAGE, PAGE_BYTES), layout.WORKER_WORDS)
+        self.network = WordPage(self.words_at(layout.NETWORK_PAGE, PAGE_BYTES), layout.NETWORK_WORDS)
+
+    def words_at(self, offset: int, size: int) -> memoryview:
+        """Words [offset, offset + size) as a memoryview of unsigned 8-byte integers."""
+        view = self._words[offset // 8 : (offset + size) // 8]
+        self._views.append(view)
+        return view
+
+    def bytes_at(self, offset: int, size: int) -> memoryview:
+        """Bytes [offset, offset + size). Raises SegmentError when they are not inside the segment."""
+        if not 0 <= offset <= offset + size <= self.size:
+            raise SegmentError(f"segment {self.name}: {size} bytes at {offset} lie outside of {self.size}")
+        view = self._buffer[offset : offset + size]
+        self._views.append(view)
+        return view
+
+    def text(self, name: str) -> str:
+        """A text of the header page (layout.HEADER_TEXTS)."""
+        return self._read_text(0, *layout.HEADER_TEXTS[name])
+
+    def set_text(self, name: str, value: str) -> None:
+        """Store a text of the header page, cut to its room."""
+        self._write_text(0, *layout.HEADER_TEXTS[name], value)
+
+    def worker_text(self, name: str) -> str:
+        """A text of the worker page (layout.WORKER_TEXTS)."""
+        return self._read_text(layout.WORKER_PAGE, *layout.WORKER_TEXTS[name])
+
+    def set_worker_text(self, name: str, value: str) -> None:
+        """Store a text of the worker page, cut to its room."""
+        self._write_text(layout.WORKER_PAGE, *layout.WORKER_TEXTS[name], value)
+
+    def _read_text(self, page: int, offset: int, room: int) -> str:
+        at = page + offset
+        length = min(self._words[at // 8], room)
+        return bytes(self._buffer[at + 8 : at + 8 + length]).decode("utf-8", "replace")
+
+    def _write_text(self, page: int, offset: int, room: int, value: str) -> None:
+        data = value.encode()[:room].decode("utf-8", "ignore").encode()
+        at = page + offset
+        self._words[at // 8] = 0
+        self._buffer[at + 8 : at + 8 + len(data)] = data
+        self._words[at // 8] = len(data)
+
+    # --- rings ----------------------------------------------------------------------------------
+
+    def _ring(self, offset: str, size: str, skip: int = 0) -> memoryview:
+        return self.bytes_at(self.header[offset] + skip, self.header[size])
+
+    def command_head(self) -> WordRef:
+        """The head of the command ring, which backends write."""
+        page = self.words_at(self.header["command_offset"], PAGE_BYTES)
+        return WordRef(page, layout.COMMAND_WORDS["head"])
+
+    def command_reader(self) -> RingReader:
+        """The worker's end of the command ring."""
+        ring = self._ring("command_offset", "command_ring_bytes", layout.COMMAND_RING_OFFSET)
+        return RingReader(ring, self.command_head(), self.worker_ref("command_tail"))
+
+    def inbound_reader(self) -> RingReader:
+        """The worker's end of the ring from the network process."""
+        ring = self._ring("inbound_offset", "inbound_bytes")
+        return RingReader(ring, self.network_ref("inbound_head"), self.worker_ref("inbound_tail"))
+
+    def inbound_writer(self) -> RingWriter:
+        """The network process's end of the ring to the worker."""
+        ring = self._ring("inbound_offset", "inbound_bytes")
+        return RingWriter(ring, self.network_ref("inbound_head"), self.worker_ref("inbound_tail"))
+
+    def outbound_reader(self) -> RingReader:
+        """The network process's end of the ring from the worker."""
+        ring = self._ring("outbound_offset", "outbound_bytes")
+        return RingReader(ring, self.worker_ref("outbound_head"), self.network_ref("outbound_tail"))
+
+    def outbound_writer(self) -> RingWriter:
+        """The worker's end of the ring to the network process."""
+        ring = self._ring("outbound_offset", "outbound_bytes")
+        return RingWriter(ring, self.worker_ref("outbound_head"), self.network_ref("outbound_tail"))
+
+    def worker_ref(self, name: str) -> WordRef:
+        """One word of the worker page."""
+        return WordRef(self.worker.raw, layout.WORKER_WORDS[name])
+
+    def network_ref(self, name: str) -> WordRef:
+        """One word of the network page."""
+        return WordRef(self.network.raw, layout.NETWORK_WORDS[name])
+
+    def slot(self, number: int) -> Slot:
+        """The result slot with this number. Raises SegmentError when there is none."""
+        if not 0 <= number < self.header["slot_count"]:
+            raise SegmentError(f"segment {self.name}: no result slot {number}")
+        return Slot(self, self.header["slots_offset"] + number * layout.SLOT_BYTES)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Tell everyone who has it mapped that this segment counts no more."""
+        self.header["retired"] = 1
+        self.worker["lease_end_ns"] = 0
+
+    def close(self) -> None:
+        """Unmap. Every view that was handed out ends with it."""
+        for view in reversed(self._views):
+            view.release()
+        self._views.clear()
+        self._owner.close()
+
+
+class Slot:
+    """One result slot: the backend's half and the worker's half."""
+
+    __slots__ = ("_payload", "words")
+
+    def __init__(self, segment: Segment, offset: int) -> None:
+        self.words = segment.words_at(offset, layout.SLOT_PAYLOAD_OFFSET)
+        self._payload = segment.bytes_at(offset + layout.SLOT_PAYLOAD_OFFSET, layout.SLOT_PAYLOAD_BYTES)
+
+    @property
+    def request_no(self) -> int:
+        """The request that the backend waits for."""
+        value: int = self.words[SLOT_BACKEND_WORDS["request_no"]]
+        return value
+
+    @property
+    def owner_pid(self) -> int:
+        """The backend that owns the slot, 0 when it is free."""
+        return int(self.words[SLOT_BACKEND_WORDS["owner"]] >> 32)
+
+    def backend_word(self, name: str) -> int:
+        """A word of the backend's half."""
+        value: int = self.words[SLOT_BACKEND_WORDS[name]]
+        return value
+
+    def worker_word(self, name: str) -> int:
+        """A word of the worker's half."""
+        value: int = self.words[SLOT_WORKER_WORDS[name]]
+        return value
+
+    def answer(
+        self, request_no: int, outcome: int, value1: int = 0, value2: int = 0, payload: bytes = b""
+    ) -> None:
+        """Write one answer. A payload longer than the slot is cut; the words go out before the crc."""
+        payload = payload[: layout.SLOT_PAYLOAD_BYTES]
+        words = self.words
+        first = SLOT_WORKER_WORDS["answer_no"]
+        values = ((words[first] + 1) & _U64_MAX, request_no, outcome, value1, value2, len(payload))
+        if payload:
+            self._payload[: len(payload)] = payload
+        for number, value in enumerate(values, first):
+            words[number] = value
+        packed = b"".join(value.to_bytes(8, "little") for value in values)
+        words[SLOT_WORKER_WORDS["crc"]] = zlib.crc32(payload, zlib.crc32(packed))
+
+    def read_answer(self) -> tuple[int, int, int, int, bytes] | None:
+        """(answered_no, outcome, value1, value2, payload), or None while it is not whole."""
+        first = SLOT_WORKER_WORDS["answer_no"]
+        values = self.words[first : first + 6].tolist()
+        if values[5] > layout.SLOT_PAYLOAD_BYTES:
+            return None
+        payload = bytes(self._payload[: values[5]])
+        packed = b"".join(value.to_bytes(8, "little") for value in values)
+        if zlib.crc32(payload, zlib.crc32(packed)) != self.words[SLOT_WORKER_WORDS["crc"]]:
+            return None
+        return values[1], values[2], values[3], values[4], payload
+
+
+# --- creating and attaching -------------------------------------------------------------------------
+
+
+def segment_name(data_dir: Path) -> str:
+    """The segment's name, derived from the path of the Raft state: one node, one name."""
+    path = os.path.realpath(data_dir)
+    return f"{NAME_PREFIX}{os.geteuid()}.{zlib.crc32(path.encode()):08x}{zlib.adler32(path.encode()):08x}"
+
+
+@contextlib.contextmanager
+def _untracked() -> Iterator[None]:
+    register, unregister = resource_tracker.register, resource_tracker.unregister
+    resource_tracker.register = lambda name, rtype: None
+    resource_tracker.unregister = lambda name, rtype: None
+    try:
+        yield
+    finally:
+        resource_tracker.register, resource_tracker.unregister = register, unregister
+
+
+def _regions(command_ring_bytes: int, slot_count: int) -> dict[str, int]:
+    at = layout.STATUS_OFFSET + 2 * layout.STATUS_COPY_BYTES
+    words = {"status_offset": layout.STATUS_OFFSET, "status_copy_bytes": layout.STATUS_COPY_BYTES}
+    words |= {"members_offset": at, "members_copy_bytes": layout.MEMBERS_COPY_BYTES}
+    at += 2 * layout.MEMBERS_COPY_BYTES
+    words |= {"command_offset": at, "command_ring_bytes": command_ring_bytes}
+    at = align(at + layout.COMMAND_RING_OFFSET + command_ring_bytes, PAGE_BYTES)
+    words |= {"slots_offset": at, "slot_count": slot_count, "slot_bytes": layout.SLOT_BYTES}
+    at = align(at + slot_count * layout.SLOT_BYTES, PAGE_BYTES)
+    words |= {"inbound_offset": at, "inbound_bytes": layout.PEER_RING_BYTES}
+    at += layout.PEER_RING_BYTES
+    words |= {"outbound_offset": at, "outbound_bytes": layout.PEER_RING_BYTES}
+    words["segment_bytes"] = at + layout.PEER_RING_BYTES
+    return words
+
+
+def create(name: str, *, command_ring_bytes: int, slot_count: int) -> Segment:
+    """Make the segment, mode 0600, with all its pages reserved, so that no access can meet SIGBUS.
+
+    The magic is stored last by the caller through `open_for_use`, when the header is complete.
+    Raises SegmentError (/dev/shm full, name taken).
+    """
+    words = _regions(command_ring_bytes, slot_count)
+    size = words["segment_bytes"]
+    try:
+        with _untracked():
+            memory = SharedMemory(name, create=True, size=size)
+    except FileExistsError as error:
+        raise SegmentError(f"segment {name} exists already") from error
+    except OSError as error:
+        raise SegmentError(f"cannot create segment {name}: {error.strerror}") from error
+    try:
+        fd = os.open(SHM_DIR / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        unlink(name)
+        memory.close()
+        raise SegmentError(
+            f"cannot reserve {size} bytes in {SHM_DIR} for segment {name}: {error.strerror}"
+        ) from error
+    _init_lock(memory, words["command_offset"] + layout.COMMAND_LOCK_OFFSET)
+    segment = Segment(name, _buffer(memory), memory)
+    for word, value in words.items():
+        segment.header[word] = value
+    return segment
+
+
+def open_for_use(segment: Segment, epoch: int) -> None:
+    """The header is complete: let others in."""
+    segment.header["created_boot_ns"] = now_ns()
+    segment.header["layout_version"] = layout.LAYOUT_VERSION
+    segment.header["epoch"] = epoch
+    segment.header["magic"] = layout.MAGIC
+
+
+def attach(name: str, *, readonly: bool = False) -> Segment:
+    """Map an existing segment after checking that it is one of ours, of this layout.
+
+    Raises SegmentError naming what is wrong. `readonly` maps it so that it cannot be written.
+    """
+    path = SHM_DIR / name
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise SegmentError(f"no segment {name} in {SHM_DIR}: {error.strerror}") from error
+    if size < layout.STATUS_OFFSET + 2 * layout.STATUS_COPY_BYTES:
+        raise SegmentError(f"segment {name} has only {size} bytes: not a pgraft segment")
+    segment = _map_readonly(name, path) if readonly else _map(name)
+    try:
+        _check(segment)
+    except SegmentError:
+        segment.close()
+        raise
+    return segment
+
+
+def _map(name: str) -> Segment:
+    try:
+        with _untracked():
+            memory = SharedMemory(name)
+    except OSError as error:
+        raise SegmentError(f"cannot map segment {name}: {error.strerror}") from error
+    return Segment(name, _buffer(memory), memory)
+
+
+def _buffer(memory: SharedMemory) -> memoryview:
+    buffer = memory.buf
+    if buffer is None:
+        raise SegmentError(f"segment {memory.name} is closed")
+    return buffer
+
+
+def _map_readonly(name: str, path: Path) -> Segment:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SegmentError(f"cannot open segment {name}: {error.strerror}") from error
+    try:
+        mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+    return Segment(name, memoryview(mapped), mapped)
+
+
+def _check(segment: Segment) -> None:
+    header = segment.header
+    if header["magic"] != layout.MAGIC:
+        raise SegmentError(f"segment {segment.name} has no pgraft header, or was never completed")
+    if header["layout_version"] != layout.LAYOUT_VERSION:
+        raise SegmentError(
+            f"segment {segment.name} has layout version {header['layout_version']},"
+            f" this pgraft reads version {layout.LAYOUT_VERSION}"
+        )
+    if header["segment_bytes"] > segment.size:
+        raise SegmentError(f"segment {segment.name} is shorter than its header says")
+    extents = (
+        (header["members_offset"], 2 * layout.MEMBERS_COPY_BYTES),
+        (header["command_offset"], layout.COMMAND_RING_OFFSET + header["command_ring_bytes"]),
+        (header["slots_offset"], header["slot_count"] * layout.SLOT_BYTES),
+        (header["inbound_offset"], header["inbound_bytes"]),
+        (header["outbound_offset"], header["outbound_bytes"]),
+    )
+    for offset, size in extents:
+        if offset % 8 or offset + size > segment.size or not size:
+            raise SegmentError(f"segment {segment.name}: its header does not fit its size")
+
+
+def unlink(name: str) -> None:
+    """Remove the segment's name; whoever has it mapped keeps the memory. Nothing there: nothing done."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(SHM_DIR / name)
+
+
+def _init_lock(memory: SharedMemory, offset: int) -> None:
+    """Make the command ring's lock: a pthread mutex that is shared and survives a dead owner."""
+    import ctypes  # only the supervisor needs it, once; it costs a megabyte
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    attributes = ctypes.create_string_buffer(layout.LOCK_BYTES)
+    lock = (ctypes.c_char * layout.LOCK_BYTES).from_buffer(_buffer(memory), offset)
+    results = (
+        libc.pthread_mutexattr_init(attributes),
+        libc.pthread_mutexattr_setpshared(attributes, 1),  # PTHREAD_PROCESS_SHARED
+        libc.pthread_mutexattr_setrobust(attributes, 1),  # PTHREAD_MUTEX_ROBUST
+        libc.pthread_mutex_init(lock, attributes),
+        libc.pthread_mutexattr_destroy(attributes),
+    )
+    del lock
+    if any(results):
+        raise SegmentError(f"cannot make the lock of the command ring: {results}")
+
+
+# --- FIFOs ----------------------------------------------------------------------------------------------
+
+WORKER_BELL = "worker.bell"
+NETWORK_BELL = "network.bell"
+
+
+def slot_bell(number: int) -> str:
+    """File name of a result slot's FIFO."""
+    return f"slot.{number}.bell"
+
+
+def make_fifos(run_dir: Path, slot_count: int) -> None:
+    """Make every doorbell in `run_dir`, mode 0600; those that are there stay."""
+    for name in (WORKER_BELL, NETWORK_BELL, *map(slot_bell, range(slot_count))):
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(run_dir / name, 0o600)
