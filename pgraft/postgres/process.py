@@ -1,0 +1,123 @@
+"""Who a process is: its pid *and* its start time, since pids come round again.
+
+Read from /proc/<pid>/stat, the same number everywhere in pgraft (the header words *_start of the
+segment, run/supervisor.json): field 22, in clock ticks since boot. Import-light: the supervisor
+lives with what this module loads.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import NamedTuple
+
+_STAT_FIELD_STATE = 0  # counted behind the command's closing parenthesis
+_STAT_FIELD_START = 19
+_DEAD_STATES = ("Z", "X", "x")
+
+
+class ProcessRef(NamedTuple):
+    """One process, for all time."""
+
+    pid: int
+    start: int
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return None
+    # The command stands in parentheses and may itself hold spaces and parentheses.
+    return text[text.rfind(")") + 2 :].split()
+
+
+def start_ticks(pid: int) -> int | None:
+    """The start time of a living process; None when there is none (a zombie is not living)."""
+    fields = _stat(pid) if pid > 0 else None
+    if fields is None or fields[_STAT_FIELD_STATE] in _DEAD_STATES:
+        return None
+    return int(fields[_STAT_FIELD_START])
+
+
+def identify(pid: int) -> ProcessRef | None:
+    """The living process that has this pid now."""
+    start = start_ticks(pid)
+    return None if start is None else ProcessRef(pid, start)
+
+
+def child_ref(pid: int) -> ProcessRef:
+    """The identity of a child of ours that has not been reaped: its pid cannot be anyone else's.
+
+    Works for one that has died already (a zombie keeps its stat); start 0 stands for unknown.
+    """
+    fields = _stat(pid)
+    return ProcessRef(pid, int(fields[_STAT_FIELD_START]) if fields else 0)
+
+
+def is_alive(ref: ProcessRef) -> bool:
+    """Whether exactly this process lives."""
+    return start_ticks(ref.pid) == ref.start
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process has died and its parent has not taken note."""
+    fields = _stat(pid)
+    return fields is not None and fields[_STAT_FIELD_STATE] == "Z"
+
+
+def open_pidfd(ref: ProcessRef) -> int | None:
+    """A descriptor that becomes readable when this process ends; None when it has ended already."""
+    try:
+        descriptor = os.pidfd_open(ref.pid)
+    except OSError:
+        return None
+    # Opened by number, so the number may have passed to another process just before: check after.
+    if start_ticks(ref.pid) != ref.start:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def wait_ended(ref: ProcessRef, timeout_s: float) -> bool:
+    """Wait until the process has ended; False when it has not within the time."""
+    descriptor = open_pidfd(ref)
+    if descriptor is None:
+        return True
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return bool(poller.poll(max(0, int(timeout_s * 1000))))
+    finally:
+        os.close(descriptor)
+
+
+def children_with_cwd(directory: str, executable: str) -> list[ProcessRef]:
+    """Living processes that run a program of this file name in this working directory.
+
+    So a postmaster and its backends are found (they live in their data directory) even when the
+    postmaster is dead and its pid file tells nothing about them. Those of other users are not seen.
+    """
+    try:
+        wanted = os.stat(directory)
+    except OSError:
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and _runs_in(int(entry), wanted, executable):
+            ref = identify(int(entry))
+            if ref is not None:
+                found.append(ref)
+    return found
+
+
+def _runs_in(pid: int, directory: os.stat_result, executable: str) -> bool:
+    try:
+        target = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+        if os.path.basename(target) != executable:
+            return False
+        cwd = os.stat(f"/proc/{pid}/cwd")
+    except OSError:
+        return False
+    return (cwd.st_dev, cwd.st_ino) == (directory.st_dev, directory.st_ino)
