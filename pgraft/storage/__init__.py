@@ -1,0 +1,33 @@
+"""Raft state on disk: entry log, hard state, snapshots, identity. See README.md in this folder."""
+
+from pgraft.storage.data_dir import LockedDir, lock_data_dir, prepare_data_dir
+from pgraft.storage.errors import DamagedLog, DataDirLocked, StorageError
+from pgraft.storage.identity import (
+    Identity,
+    create_identity,
+    load_identity,
+    load_peers,
+    new_member_id,
+    save_peers,
+    update_identity,
+)
+from pgraft.storage.store import Recovered, Store, open_store
+
+__all__ = [
+    "DamagedLog",
+    "DataDirLocked",
+    "Identity",
+    "LockedDir",
+    "Recovered",
+    "StorageError",
+    "Store",
+    "create_identity",
+    "load_identity",
+    "load_peers",
+    "lock_data_dir",
+    "new_member_id",
+    "open_store",
+    "prepare_data_dir",
+    "save_peers",
+    "update_identity",
+]

@@ -1,0 +1,118 @@
+"""Who this node is, and whom it has met: two small files that change seldom and atomically.
+
+Each is text, for people to read: a first line with kind, format version and checksum, then JSON.
+
+    pgraft identity 1 crc32=5f3759df
+    {"cluster_id": "pgraft", "node_id": 1, ...}
+
+Written by the Raft worker only, under the lock of the data directory.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import zlib
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from pgraft.storage import files
+from pgraft.storage.errors import DamagedLog, StorageError, failed_call
+from pgraft.storage.snapshots import read_whole
+
+FORMAT_VERSION = 1
+IDENTITY_NAME = "identity"
+PEERS_NAME = "peers"
+TEXT_BYTES_MAX = 4 * 1024 * 1024
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+_FIRST_LINE = re.compile(rb"pgraft ([a-z]+) ([0-9]{1,9}) crc32=([0-9a-f]{8})")
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Made at the first start. `member_id` is random and never 0; `initial_members` is the list that peers
+    compare before the cluster is `formed`; `election_timeout_ms` is the longest one ever promised."""
+
+    cluster_id: str
+    node_id: int
+    member_id: int
+    initial_members: str
+    election_timeout_ms: int
+    formed: bool
+    format_version: int = FORMAT_VERSION
+
+
+class Peers(msgspec.Struct, frozen=True):
+    """Member ids by node id, as first met."""
+
+    member_ids: dict[int, int]
+
+
+def new_member_id() -> int:
+    """A random member id, never 0."""
+    return secrets.randbelow(2**64 - 1) + 1
+
+
+def load_identity(data_dir: Path) -> Identity | None:
+    """The identity, or None before the first start. DamagedLog when the file does not read back."""
+    return _load(data_dir / IDENTITY_NAME, "identity", Identity)
+
+
+def create_identity(data_dir: Path, identity: Identity) -> None:
+    """Store the identity of a new node, durably. StorageError when the directory already has one."""
+    path = data_dir / IDENTITY_NAME
+    if path.exists():
+        raise StorageError(path, None, "the data directory already has an identity")
+    update_identity(data_dir, identity)
+
+
+def update_identity(data_dir: Path, identity: Identity) -> None:
+    """Replace the identity, atomically and durably."""
+    if identity.member_id == 0:
+        raise ValueError("a member id must not be 0")
+    _save(data_dir / IDENTITY_NAME, "identity", identity)
+
+
+def load_peers(data_dir: Path) -> dict[int, int]:
+    """Node id -> member id of the nodes met so far; empty before the first. DamagedLog as above."""
+    peers = _load(data_dir / PEERS_NAME, "peers", Peers)
+    return dict(peers.member_ids) if peers else {}
+
+
+def save_peers(data_dir: Path, peers: dict[int, int]) -> None:
+    """Replace what is remembered of the peers, atomically and durably."""
+    _save(data_dir / PEERS_NAME, "peers", Peers(member_ids=peers))
+
+
+def _save(path: Path, kind: str, value: Identity | Peers) -> None:
+    body = msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+    head = f"pgraft {kind} {FORMAT_VERSION} crc32={zlib.crc32(body):08x}\n".encode()
+    try:
+        files.replace(path, head + body)
+    except OSError as error:
+        raise failed_call(f"write the {kind} file", path, error) from error
+
+
+def _load(path: Path, kind: str, shape: type[_Shape]) -> _Shape | None:
+    try:
+        data = read_whole(path, TEXT_BYTES_MAX)
+        return msgspec.json.decode(_body(data, kind), type=shape)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failed_call(f"read the {kind} file", path, error) from error
+    except (ValueError, msgspec.DecodeError) as error:
+        raise DamagedLog(path, 0, f"the {kind} file cannot be used: {error}") from error
+
+
+def _body(data: bytes, kind: str) -> bytes:
+    line, _, body = data.partition(b"\n")
+    match = _FIRST_LINE.fullmatch(line)
+    if match is None or match[1].decode() != kind:
+        raise ValueError("its first line is not one of pgraft's")
+    if int(match[2]) != FORMAT_VERSION:
+        raise ValueError(f"format version {int(match[2])}, this pgraft reads {FORMAT_VERSION}")
+    if zlib.crc32(body) != int(match[3], 16):
+        raise ValueError("its checksum does not match")
+    return body
