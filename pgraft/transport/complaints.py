@@ -1,0 +1,66 @@
+"""The server log at a bounded rate: a peer that is refused every second is a line a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from pgraft.log import Level, log
+from pgraft.transport.handshake import printable
+from pgraft.transport.limits import LOG_LINES_PER_MINUTE_MAX, LOG_REPEAT_MS, LOG_SUBJECTS_MAX
+from pgraft.transport.loop import now_ns
+
+_REPEAT_NS = LOG_REPEAT_MS * 1_000_000
+_MINUTE_NS = 60_000_000_000
+
+
+class _Subject:
+    __slots__ = ("kept_back", "last_ns")
+
+    def __init__(self) -> None:
+        self.last_ns = 0
+        self.kept_back = 0
+
+
+class Complaints:
+    """Logs the first complaint about a subject at once, then at most one a minute, with a count."""
+
+    def __init__(self) -> None:
+        self._subjects: dict[Hashable, _Subject] = {}
+        self._minute_began_ns = 0
+        self._lines = 0
+
+    def log(self, subject: Hashable, level: Level, message: str, detail: str = "", hint: str = "") -> bool:
+        """Whether a line was written. `subject`: what makes two complaints the same one."""
+        now = now_ns()
+        known = self._subject(subject)
+        if (known.last_ns and now - known.last_ns < _REPEAT_NS) or not self._may_write(now):
+            known.kept_back += 1
+            return False
+        if known.kept_back:
+            message = f"{message} ({known.kept_back} more since the last report)"
+        known.last_ns = now
+        known.kept_back = 0
+        log(level, printable(message), detail=printable(detail), hint=printable(hint))
+        return True
+
+    def forget(self, subject: Hashable) -> None:
+        """The matter is settled: the next complaint is a first one again."""
+        self._subjects.pop(subject, None)
+
+    def _subject(self, subject: Hashable) -> _Subject:
+        known = self._subjects.pop(subject, None)
+        if known is None:
+            known = _Subject()
+            if len(self._subjects) >= LOG_SUBJECTS_MAX:
+                del self._subjects[next(iter(self._subjects))]
+        self._subjects[subject] = known  # the newest stands last, the oldest goes first
+        return known
+
+    def _may_write(self, now: int) -> bool:
+        if now - self._minute_began_ns >= _MINUTE_NS:
+            self._minute_began_ns = now
+            self._lines = 0
+        if self._lines >= LOG_LINES_PER_MINUTE_MAX:
+            return False
+        self._lines += 1
+        return True

@@ -1,0 +1,137 @@
+"""Records on the two rings between the raft worker and the network process, for both sides.
+
+A record's payload is a 16-byte prefix (kind, zero, node id) and a body. What a node id means:
+
+    kind               direction            node id            body
+    MESSAGE            worker -> network    receiver           envelope, opaque here
+    IDENTITY           worker -> network    this node          msgpack NetIdentity
+    MESSAGE            network -> worker    sender             envelope
+    PEER_HELLO         network -> worker    the peer           msgpack PeerHello
+    REFUSED_BY_PEER    network -> worker    who refused us     msgpack Refusal
+    PEER_CONNECTED     network -> worker    the peer           empty
+    PEER_DISCONNECTED  network -> worker    the peer           empty
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TypeVar
+
+import msgspec
+
+_PREFIX = struct.Struct("<IIQ")
+PREFIX_BYTES = _PREFIX.size
+
+
+class RecordKind(enum.IntEnum):
+    """What a record is."""
+
+    MESSAGE = 1
+    PEER_HELLO = 2
+    REFUSED_BY_PEER = 3
+    PEER_CONNECTED = 4
+    PEER_DISCONNECTED = 5
+    IDENTITY = 6
+
+
+class RefusalCode(enum.IntEnum):
+    """Why a node is not let in. Numbers are part of the wire protocol."""
+
+    OTHER_CLUSTER = 1
+    PROTOCOL_VERSION = 2
+    WRONG_RECEIVER = 3
+    SELF = 4
+    MEMBER_ID_CHANGED = 5
+    DUPLICATE = 6
+    REMOVED = 7
+    INITIAL_CLUSTER_DIFFERS = 8
+    NOT_READY = 9
+    TOO_MANY = 10
+    CERTIFICATE = 11
+
+
+class NetIdentity(msgspec.Struct, array_like=True, frozen=True):
+    """Who this node is, from the worker, who owns the storage that says so.
+
+    The first thing that a worker writes when it starts, and again whenever NETWORK.epoch changes or
+    one of the fields does. Until it came the network process answers NOT_READY.
+    """
+
+    cluster_id: str
+    node_id: int
+    member_id: int
+    initial_members: str
+    initial_state: str  # "new" or "existing"
+    formed: bool
+    election_timeout_ms: int
+
+
+class PeerHello(msgspec.Struct, array_like=True, frozen=True):
+    """Who is at the other end of a connection; before its first message. incarnation: a random
+    number of each start of its network process."""
+
+    member_id: int
+    address: str
+    port: int
+    incarnation: int
+
+
+class Refusal(msgspec.Struct, array_like=True, frozen=True):
+    """Why a peer refuses this node: RefusalCode number, what is wrong, what to do about it."""
+
+    code: int
+    text: str
+    hint: str = ""
+
+
+_Body = TypeVar("_Body")
+_encode = msgspec.msgpack.Encoder().encode
+_identity = msgspec.msgpack.Decoder(NetIdentity)
+_hello = msgspec.msgpack.Decoder(PeerHello)
+_refusal = msgspec.msgpack.Decoder(Refusal)
+
+
+class RecordMalformed(ValueError):
+    """A record on a ring that this version does not understand."""
+
+
+def prefix(kind: RecordKind, node_id: int) -> bytes:
+    """What goes before the body; a writer hands both to its ring as parts of one record."""
+    return _PREFIX.pack(kind, 0, node_id)
+
+
+def pack(kind: RecordKind, node_id: int, body: msgspec.Struct | bytes = b"") -> bytes:
+    """A whole record; a struct body is encoded."""
+    encoded = body if isinstance(body, bytes) else _encode(body)
+    return _PREFIX.pack(kind, 0, node_id) + encoded
+
+
+def unpack_prefix(record: bytes) -> tuple[int, int]:
+    """(kind number, node id); the body starts at PREFIX_BYTES. Raises RecordMalformed."""
+    if len(record) < PREFIX_BYTES:
+        raise RecordMalformed(f"record of {len(record)} bytes has no room for its prefix")
+    kind, _, node_id = _PREFIX.unpack_from(record)
+    return kind, node_id
+
+
+def unpack_identity(record: bytes) -> NetIdentity:
+    """The body of an IDENTITY record. Raises RecordMalformed."""
+    return _unpack(_identity, record)
+
+
+def unpack_peer_hello(record: bytes) -> PeerHello:
+    """The body of a PEER_HELLO record. Raises RecordMalformed."""
+    return _unpack(_hello, record)
+
+
+def unpack_refusal(record: bytes) -> Refusal:
+    """The body of a REFUSED_BY_PEER record. Raises RecordMalformed."""
+    return _unpack(_refusal, record)
+
+
+def _unpack(decoder: msgspec.msgpack.Decoder[_Body], record: bytes) -> _Body:
+    try:
+        return decoder.decode(memoryview(record)[PREFIX_BYTES:])
+    except msgspec.DecodeError as error:
+        raise RecordMalformed(str(error)) from error
