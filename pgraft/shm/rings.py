@@ -115,6 +115,10 @@ class RingReader:
         """Bytes that are written and not yet read."""
         return self._head.load() - self._tail.load()
 
+    def position(self) -> int:
+        """Where the next record will be read."""
+        return self._tail.load()
+
     def skip_all(self) -> None:
         """Forget everything that waits, without reading it."""
         self._tail.store(self._head.load())

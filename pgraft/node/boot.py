@@ -1,0 +1,132 @@
+"""How a node comes to its state at start: identity, store, first membership, and the parts of `Node`."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from pgraft.log import log
+from pgraft.node.board import Board
+from pgraft.node.commands import CommandSource
+from pgraft.node.core import Core
+from pgraft.node.desk import Desk
+from pgraft.node.membership import Membership
+from pgraft.node.membership import Node as MemberNode
+from pgraft.node.node import Node
+from pgraft.node.outbox import Outbox
+from pgraft.node.quiet import Quiet
+from pgraft.node.roster import Roster
+from pgraft.postgres.settings import NodeConfig
+from pgraft.raft.types import ConfState, HardState
+from pgraft.shm.doorbell import Bell
+from pgraft.shm.segment import NETWORK_BELL, Segment
+from pgraft.shm.words import now_ns
+from pgraft.storage import (
+    Identity,
+    Store,
+    create_identity,
+    load_identity,
+    new_member_id,
+    open_store,
+    update_identity,
+)
+
+BOOTSTRAP_INDEX = 1
+BOOTSTRAP_TERM = 1
+"""Where every node of the initial cluster starts: the same snapshot, made from the same list."""
+
+
+class ConfigConflict(Exception):
+    """The settings do not fit what is stored. `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def initial_members_text(config: NodeConfig) -> str:
+    """The initial list in one spelling, for peers to compare."""
+    return ",".join(f"{m.node_id}:{m.name}={m.address}:{m.port}" for m in config.initial_cluster)
+
+
+def open_identity(config: NodeConfig) -> Identity:
+    """The stored identity, made at the first start. Raises ConfigConflict and StorageError."""
+    data_dir = Path(config.data_dir)
+    stored = load_identity(data_dir)
+    if stored is None:
+        identity = Identity(
+            cluster_id=config.cluster_id,
+            node_id=config.node_id,
+            member_id=new_member_id(),
+            initial_members=initial_members_text(config),
+            formed=False,
+            election_timeout_ms=config.election_timeout_ms,
+        )
+        create_identity(data_dir, identity)
+        return identity
+    if stored.cluster_id != config.cluster_id:
+        raise ConfigConflict(
+            f'pgraft.cluster_id is "{config.cluster_id}", but {data_dir} belongs to cluster'
+            f' "{stored.cluster_id}"',
+            f"Set pgraft.cluster_id = '{stored.cluster_id}', or point pgraft.data_dir at an empty directory.",
+        )
+    if stored.node_id != config.node_id:
+        raise ConfigConflict(
+            f'this node is node {config.node_id} ("{config.name}") by its settings, but {data_dir} belongs'
+            f" to node {stored.node_id}",
+            "A Raft directory cannot be copied from another node: point pgraft.data_dir at an empty one and"
+            " add the node under a new id.",
+        )
+    return stored
+
+
+def _quiet(config: NodeConfig, identity: Identity, now: int) -> tuple[Quiet, Identity]:
+    """For how long no vote is given. A node that never was part of a cluster has promised nothing."""
+    longest = max(identity.election_timeout_ms, config.election_timeout_ms)
+    quiet = Quiet(now + longest * 1_000_000 if identity.formed else now)
+    return quiet, msgspec.structs.replace(identity, election_timeout_ms=longest)
+
+
+def open_durable_state(config: NodeConfig, identity: Identity) -> Store:
+    """The store, with the initial membership in it at the first start. Raises StorageError."""
+    store = open_store(Path(config.data_dir), segment_bytes=config.log_segment_bytes)
+    if not store.is_empty or config.initial_cluster_state != "new" or identity.formed:
+        return store
+    nodes = tuple(MemberNode(m.node_id, m.address, m.port) for m in config.initial_cluster)
+    voters = ConfState(voters=tuple(node.node_id for node in nodes))
+    first = Membership(nodes, (), voters)
+    store.bootstrap(first.to_snapshot(BOOTSTRAP_INDEX, BOOTSTRAP_TERM))
+    store.append(HardState(BOOTSTRAP_TERM, 0, BOOTSTRAP_INDEX), [])
+    return store
+
+
+def build_node(
+    config: NodeConfig, identity: Identity, store: Store, source: CommandSource, segment: Segment
+) -> Node:
+    """Put the parts together. Raises StorageError."""
+    now = now_ns()
+    if store.is_empty and identity.formed:
+        raise ConfigConflict(
+            f"{config.data_dir} has an identity but no Raft state any more",
+            "Its log was removed by hand. Remove this node from the cluster, empty the directory, and add it"
+            " under a new id.",
+        )
+    quiet, promised = _quiet(config, identity, now)
+    if promised != identity:
+        update_identity(Path(config.data_dir), promised)
+    core = Core(config, store, secrets.randbits(64))
+    outbound = segment.outbound_writer()
+    bell = Bell(Path(config.data_dir) / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
+    tick_ms = max(1, core.tick_ns // 1_000_000)
+    outbox = Outbox(config.node_id, outbound, bell, config.election_timeout_ms - tick_ms)
+    board = Board(config.node_id, config.election_timeout_ms)
+    roster = Roster(config, promised, segment, outbound)
+    desk = Desk(config, core, roster, board, outbox, source, secrets.randbits(63))
+    node = Node(config, core, roster, board, outbox, desk, segment, quiet, now)
+    if not core.membership_log.current.nodes:
+        roster.log_waiting()
+    recovered = store.recovered
+    log("DEBUG", f"node {config.node_id} recovered {recovered}")
+    return node

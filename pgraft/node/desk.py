@@ -1,0 +1,447 @@
+"""Where commands are taken in, sent on, and answered.
+
+A command of a session waits here for a leader, for the commit of its entry, for the answer of the
+leader it was forwarded to, or for a membership change to run its course. Whatever happens, it is
+answered once, and never carried out twice: nothing here sends or proposes a command again whose
+entry may be in a log.
+"""
+
+from __future__ import annotations
+
+from pgraft.log import log
+from pgraft.node import answers
+from pgraft.node.board import Board
+from pgraft.node.changes import Change, RemoveSelf, TransferLeadership, start_change
+from pgraft.node.commands import Answer, Command, CommandSource
+from pgraft.node.core import Core
+from pgraft.node.envelope import Call, Reply
+from pgraft.node.membership import Membership
+from pgraft.node.outbox import Outbox
+from pgraft.node.roster import Roster
+from pgraft.node.router import DATA_PREFIX, Forwarded, Proposals, Waiting
+from pgraft.postgres.settings import NodeConfig
+from pgraft.raft import ErrProposalDropped
+from pgraft.raft.types import ConfChange, Entry
+from pgraft.shm.layout import SLOT_PAYLOAD_BYTES, CommandKind, Outcome
+
+SWEEP_INTERVAL_NS = 20_000_000
+"""How exactly the times of waiting commands are kept."""
+_READ_ONE = 2**62
+
+_CHANGES = (CommandKind.ADD_NODE, CommandKind.REMOVE_NODE, CommandKind.TRANSFER_LEADER)
+
+
+class Desk:
+    """Commands of one node's sessions, and those that other nodes forward to it."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        core: Core,
+        roster: Roster,
+        board: Board,
+        outbox: Outbox,
+        source: CommandSource,
+        nonce: int,
+    ) -> None:
+        self.config = config
+        self.node_id = config.node_id
+        self.election_timeout_ns = config.election_timeout_ms * 1_000_000
+        self.now = 0
+        self.out_reason = ""
+        self.debug = False
+        self._core = core
+        self._raft = core.raft
+        self._roster = roster
+        self._board = board
+        self._outbox = outbox
+        self._source = source
+        self._proposals = Proposals()
+        self._forwarded = Forwarded(nonce)
+        self._waiting = Waiting(self.election_timeout_ns)
+        self._appends: list[Command] = []
+        self._changes: list[Change | Command] = []
+        self._barriers: dict[bytes, Command] = {}
+        self._reads: list[tuple[int, Command]] = []
+        self._barrier_no = 0
+        self._answers: list[tuple[Command, Answer]] = []
+        self._next_sweep_ns = 0
+        self._entry_read: tuple[int, bytes | None] = (0, None)
+
+    # --- what membership changes ask (changes.Host) ---------------------------------------------------
+
+    @property
+    def membership(self) -> Membership:
+        """Members after everything applied."""
+        return self._core.membership_log.current
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node is the leader of its term, and a member."""
+        return self._core.leads and not self.out_reason
+
+    @property
+    def leader_id(self) -> int:
+        """The leader, 0 when none is known."""
+        return self._raft.lead
+
+    @property
+    def applied(self) -> int:
+        """Index of the last applied entry."""
+        return self._raft.raft_log.applied
+
+    @property
+    def last_index(self) -> int:
+        """Index of the last entry."""
+        return self._raft.raft_log.last_index()
+
+    def voters(self) -> answers.Voters:
+        """Voters that can be reached, all, and needed."""
+        return self._board.voters(self.membership, self.now)
+
+    def propose_change(self, change: ConfChange) -> int:
+        """Propose a membership change; its index, or 0 when one is pending or it was dropped."""
+        if not self.leads or self._raft.pending_conf_index > self.applied:
+            return 0
+        try:
+            self._core.raw.propose_conf_change(change)
+        except ErrProposalDropped:
+            return 0
+        return self.last_index
+
+    def match_of(self, node_id: int) -> int:
+        """How far a peer's log matches, as the leader knows."""
+        progress = self._raft.trk.progress.get(node_id)
+        return progress.match if progress is not None else 0
+
+    def is_reachable(self, node_id: int) -> bool:
+        """Whether the node was heard from within an election timeout."""
+        return self._board.is_reachable(node_id, self.now)
+
+    def refusal_of(self, node_id: int) -> str:
+        """Why the connection to a peer was refused, empty when it was not."""
+        return self._roster.refusal_text(node_id)
+
+    def begin_transfer(self, node_id: int) -> None:
+        """Start to hand leadership over."""
+        self._core.raw.transfer_leader(node_id)
+
+    def best_successor(self) -> int:
+        """The voter that can be reached and whose log reaches furthest, 0 when there is none."""
+        voters = [
+            voter
+            for voter in self.membership.conf_state.voters
+            if voter != self.node_id and self.is_reachable(voter)
+        ]
+        return max(voters, key=self.match_of, default=0)
+
+    def notice(self, command: Command, text: str) -> None:
+        """Tell the session, and the log, how far its command is."""
+        log("LOG", text)
+        self.answer(command, answers.progress(text))
+
+    # --- taking in ------------------------------------------------------------------------------------
+
+    def take(self, command: Command) -> None:
+        """A command came, from a session or from another node."""
+        if self.debug:
+            log("DEBUG", f"node {self.node_id} took command kind {command.kind}, {len(command.data)} bytes")
+        match command.kind:
+            case CommandKind.REPLICATE:
+                self._appends.append(command)
+            case CommandKind.GET_ENTRY:
+                self._get_entry(command)
+            case CommandKind.INIT:
+                self.answer(command, answers.OK)
+            case CommandKind.READ_BARRIER | CommandKind.ADD_NODE:
+                self._waiting.add(command, self.now)
+            case CommandKind.REMOVE_NODE | CommandKind.TRANSFER_LEADER:
+                self._waiting.add(command, self.now)
+            case CommandKind.TAKE_SNAPSHOT:
+                self._core.compact(self.config, threshold=1)
+                self.answer(command, answers.ok(self._core.store.first_index() - 1))
+            case _:
+                self.answer(command, answers.argument(f"unknown command {command.kind}"))
+
+    def call(self, sender: int, call: Call) -> None:
+        """Another node forwards a command of one of its sessions."""
+        if call.kind != CommandKind.REPLICATE and call.kind not in _CHANGES:
+            return
+        deadline = self.now + call.timeout_ms * 1_000_000
+        command = Command(
+            call.kind, 0, call.number, False, deadline, call.timeout_ms, call.arg1, call.arg2, call.data
+        )
+        command.peer, command.nonce = sender, call.nonce
+        if len(call.data) > self.config.max_entry_bytes:
+            text = f"{len(call.data)} bytes are more than the leader's pgraft.max_entry_size"
+            self.answer(command, answers.argument(text))
+            return
+        self.take(command)
+
+    def reply(self, reply: Reply) -> None:
+        """The leader answers a command that was forwarded to it."""
+        if reply.nonce != self._forwarded.nonce or reply.outcome not in Outcome.__members__.values():
+            return
+        answer = Answer(Outcome(reply.outcome), reply.value1, reply.value2, reply.payload)
+        if answer.outcome == Outcome.PROGRESS:
+            command = self._forwarded.get(reply.number)
+        else:
+            command = self._forwarded.take(reply.number)
+        if command is not None:
+            self.answer(command, answer)
+
+    # --- to where it belongs --------------------------------------------------------------------------
+
+    def route_all(self) -> None:
+        """Give everything that needs a leader to the leader, wherever that is."""
+        for command in self._waiting.take_all():
+            if command.kind == CommandKind.REPLICATE:
+                self._appends.append(command)
+            else:
+                self._route(command)
+        if self._appends:
+            commands, self._appends = self._appends, []
+            if self.leads:
+                self._append(commands)
+            else:
+                for command in commands:
+                    self._route(command)
+
+    def _append(self, commands: list[Command]) -> None:
+        first = self.last_index + 1
+        try:
+            self._core.raw.propose_entries([DATA_PREFIX + command.data for command in commands])
+        except ErrProposalDropped:
+            # Leadership is being handed over, or too much is uncommitted: they wait.
+            for command in commands:
+                self._waiting.add(command, self.now)
+            return
+        self._proposals.add(self._raft.term, first, commands)
+
+    def _route(self, command: Command) -> None:
+        leader = self.leader_id
+        if self.out_reason:
+            self.answer(command, answers.not_running(self.out_reason))
+        elif not leader:
+            self._waiting.add(command, self.now)
+        elif command.kind == CommandKind.READ_BARRIER:
+            self._start_barrier(command)
+        elif leader == self.node_id:
+            self._changes.append(command)
+        elif command.forward and not command.peer:
+            self.forward_to_leader(command)
+        else:
+            self.answer(command, answers.not_leader(self.membership.get(leader), leader))
+
+    def forward_to_leader(self, command: Command) -> None:
+        """Let the leader carry the command out; its answer comes back to the session here."""
+        leader = self.leader_id
+        number = self._forwarded.add(command, leader)
+        left_ms = max(1, (command.deadline_ns - self.now) // 1_000_000)
+        nonce = self._forwarded.nonce
+        call = Call(nonce, number, command.kind, left_ms, command.arg1, command.arg2, command.data)
+        self._outbox.call(leader, call)
+
+    def _start_barrier(self, command: Command) -> None:
+        self._barrier_no += 1
+        context = self._forwarded.nonce.to_bytes(8, "little") + self._barrier_no.to_bytes(8, "little")
+        self._barriers[context] = command
+        self._core.raw.read_index(context)
+
+    def _get_entry(self, command: Command) -> None:
+        index, offset = command.arg1, command.arg2
+        store = self._core.store
+        first, committed = store.first_index(), min(self.applied, store.last_index())
+        if not first <= index <= committed:
+            self.answer(command, _no_such_entry(index, first, committed))
+            return
+        if self._entry_read[0] != index:
+            self._entry_read = (index, _user_data(store.entries(index, index + 1, _READ_ONE)[0]))
+        data = self._entry_read[1]
+        if data is None:
+            self.answer(command, Answer(Outcome.NULL_ENTRY))
+            return
+        self.answer(
+            command, Answer(Outcome.DATA, len(data), index, data[offset : offset + SLOT_PAYLOAD_BYTES])
+        )
+
+    # --- what happens meanwhile -----------------------------------------------------------------------
+
+    def committed(self, upto: int) -> None:
+        """Entries up to `upto` are committed, and this node led all the while."""
+        if self._proposals:
+            for pending in self._proposals.committed(upto):
+                self.answer(pending.command, answers.ok(pending.index))
+
+    def read_index(self, index: int, context: bytes) -> None:
+        """A read barrier got its index."""
+        command = self._barriers.pop(context, None)
+        if command is not None:
+            self._reads.append((index, command))
+
+    def poll(self) -> None:
+        """Take the running membership change one step on, and answer barriers that are reached."""
+        if self._reads:
+            applied = self.applied
+            for index, command in self._reads:
+                if index <= applied:
+                    self.answer(command, answers.ok(index))
+            self._reads = [(index, command) for index, command in self._reads if index > applied]
+        if not self._changes:
+            return
+        first = self._changes[0]
+        if isinstance(first, Command):
+            if not self.leads:
+                self._route(self._changes.pop(0))  # type: ignore[arg-type]
+                return
+            first = self._changes[0] = start_change(self, first, self.now)
+        answer = first.poll(self.now)
+        if answer is not None:
+            self._changes.pop(0)
+            self.answer(first.command, answer)
+
+    def sweep(self) -> None:
+        """Answer those who have waited for as long as they wanted."""
+        if self.now < self._next_sweep_ns:
+            return
+        self._next_sweep_ns = self.now + SWEEP_INTERVAL_NS
+        now = self.now
+        for command in self._waiting.take_expired(now):
+            self.answer(command, self._why_not())
+        for command in self._proposals.take_expired(now):
+            self.answer(command, answers.timed_out(self.voters()))
+        for command in self._forwarded.take_where(lambda command, _: command.deadline_ns <= now):
+            self.answer(command, answers.timed_out(self.voters()))
+        for context, command in list(self._barriers.items()):
+            if command.deadline_ns <= now:
+                del self._barriers[context]
+                self.answer(command, answers.no_leader(self.voters()))
+
+    def next_ns(self) -> int:
+        """When something here is due, 0 for never."""
+        if (
+            self._proposals
+            or self._waiting
+            or self._forwarded
+            or self._changes
+            or self._barriers
+            or self._reads
+        ):
+            return max(self._next_sweep_ns, self.now)
+        return 0
+
+    def _why_not(self) -> Answer:
+        leader = self.leader_id
+        if leader and leader != self.node_id:
+            return answers.not_leader(self.membership.get(leader), leader)
+        if leader:
+            return answers.state(
+                "leadership is being handed over", "Nothing was written.", "Try again in a moment."
+            )
+        if not self.membership.nodes:
+            where = f"'{self.config.address}', {self.config.port}"
+            return answers.state(
+                f"node {self.node_id} is not a member of a cluster yet",
+                hint=f"On the leader: SELECT pgraft_add_node({self.node_id}, {where})",
+            )
+        return answers.no_leader(self.voters())
+
+    def deposed(self) -> None:
+        """This node leads no more: what is committed is told so, the rest is unknown."""
+        for pending in self._proposals.committed(self._raft.raft_log.committed):
+            if self._raft.raft_log.term(pending.index) == self._proposals.term:
+                self.answer(pending.command, answers.ok(pending.index))
+            else:
+                self.answer(pending.command, answers.lost_leadership(self.voters()))
+        for command in self._proposals.take_all():
+            self.answer(command, answers.lost_leadership(self.voters()))
+        self._fail_changes(answers.lost_leadership(self.voters()))
+
+    def _fail_changes(self, answer: Answer) -> None:
+        kept: list[Change | Command] = []
+        for change in self._changes:
+            if isinstance(change, Command):
+                self._waiting.add(change, self.now)
+            elif isinstance(change, RemoveSelf | TransferLeadership):
+                kept.append(change)
+            else:
+                self.answer(change.command, answer)
+        self._changes = kept
+
+    def leader_changed(self, leader: int) -> None:
+        """Another node leads, or nobody: whoever was asked before may or may not have done it."""
+        for command in self._forwarded.take_where(lambda _, asked: asked != leader):
+            self.answer(command, answers.unknown("the leader was lost before it answered"))
+
+    def out(self, reason: str) -> None:
+        """This node takes no part any more, by removal or failure: nobody waits in vain."""
+        self.out_reason = reason
+        definite = answers.not_running(reason)
+        for command in (*self._waiting.take_all(), *self._appends, *self._barriers.values()):
+            self.answer(command, definite)
+        self._appends = []
+        self._barriers = {}
+        self._fail_uncertain(answers.unknown(f"this node stopped taking part in consensus: {reason}"))
+
+    def stop(self) -> None:
+        """The worker stops: whoever waits hears it now."""
+        waiting = (*self._waiting.take_all(), *self._appends, *self._barriers.values())
+        for command in (*waiting, *(command for _, command in self._reads)):
+            self.answer(command, answers.not_running("the raft worker is being stopped"))
+        self._appends, self._barriers, self._reads = [], {}, []
+        for command in self._forwarded.take_where(lambda *_: True):
+            self.answer(command, answers.stopping())
+        self._fail_uncertain(answers.stopping())
+
+    def _fail_uncertain(self, answer: Answer) -> None:
+        for command in self._proposals.take_all():
+            self.answer(command, answer)
+        for change in self._changes:
+            self.answer(change if isinstance(change, Command) else change.command, answer)
+        self._changes = []
+
+    # --- answering --------------------------------------------------------------------------------------
+
+    def answer(self, command: Command, answer: Answer) -> None:
+        """Answer at the end of this turn."""
+        self._answers.append((command, answer))
+
+    def deliver(self) -> bool:
+        """Put the answers where they belong; whether one goes to another node."""
+        if not self._answers:
+            return False
+        delivered, self._answers = self._answers, []
+        to_peer = False
+        for command, answer in delivered:
+            if command.peer:
+                to_peer = True
+                reply = Reply(
+                    command.nonce,
+                    command.number,
+                    answer.outcome,
+                    answer.value1,
+                    answer.value2,
+                    answer.payload,
+                )
+                self._outbox.reply(command.peer, reply)
+            else:
+                self._source.answer(command, answer)
+        return to_peer
+
+
+def _user_data(entry: Entry) -> bytes | None:
+    if entry.type or not entry.data:
+        return None
+    return entry.data[len(DATA_PREFIX) :]
+
+
+def _no_such_entry(index: int, first: int, committed: int) -> Answer:
+    if index > committed:
+        return answers.argument(
+            f"entry {index} is not committed", f"The commit index of this node is {committed}."
+        )
+    return answers.argument(
+        f"entry {index} is not kept any more, it has been compacted",
+        f"The first kept index is {first}.",
+        "pgraft.log_keep_entries and pgraft.log_keep_bytes say how much is kept.",
+    )

@@ -1,0 +1,176 @@
+"""Who the members are, with their addresses: the state machine that membership changes apply to.
+
+The core knows ids only; addresses, member ids and removed ids travel in the change's context and
+in the snapshot's data. Past states are kept back to the snapshot, since compaction needs the
+membership as it was at the index that it compacts to.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pgraft.raft.types import (
+    ConfChange,
+    ConfChangeType,
+    ConfState,
+    Entry,
+    EntryType,
+    Snapshot,
+    SnapshotMetadata,
+)
+
+REMOVED_IDS_MAX = 1024
+
+
+class MembershipError(Exception):
+    """A stored or received membership that cannot be read."""
+
+
+class Node(msgspec.Struct, array_like=True, frozen=True):
+    """A member: where peers reach it."""
+
+    node_id: int
+    address: str
+    port: int
+
+
+class ChangeContext(msgspec.Struct, array_like=True, frozen=True):
+    """What a membership change carries beside ids: the address, or that the id is not barred after."""
+
+    address: str = ""
+    port: int = 0
+    forget: bool = False
+
+
+class _SnapshotData(msgspec.Struct, array_like=True, frozen=True):
+    nodes: tuple[Node, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """One state of the membership. `nodes` in id order; `removed` in order of removal."""
+
+    nodes: tuple[Node, ...] = ()
+    removed: tuple[int, ...] = ()
+    conf_state: ConfState = ConfState()
+
+    def get(self, node_id: int) -> Node | None:
+        """The member with this id."""
+        for node in self.nodes:
+            if node.node_id == node_id:
+                return node
+        return None
+
+    def is_voter(self, node_id: int) -> bool:
+        """Whether this id votes, in either half while joint."""
+        return node_id in self.conf_state.voters or node_id in self.conf_state.voters_outgoing
+
+    def halves(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Incoming and outgoing voters."""
+        return frozenset(self.conf_state.voters), frozenset(self.conf_state.voters_outgoing)
+
+    def to_snapshot(self, index: int, term: int) -> Snapshot:
+        """This state as the snapshot at `index`."""
+        data = msgspec.msgpack.encode(_SnapshotData(self.nodes, self.removed))
+        return Snapshot(SnapshotMetadata(self.conf_state, index, term), data)
+
+    def apply(self, change: ConfChange, conf_state: ConfState) -> Membership:
+        """The state after `change`, which gives `conf_state`."""
+        context = decode_context(change.context)
+        nodes = {node.node_id: node for node in self.nodes}
+        removed = tuple(node for node in self.removed if node != change.node_id)
+        match ConfChangeType(change.type):
+            case ConfChangeType.ConfChangeRemoveNode:
+                nodes.pop(change.node_id, None)
+                if not context.forget:
+                    removed = (*removed, change.node_id)[-REMOVED_IDS_MAX:]
+            case ConfChangeType.ConfChangeUpdateNode if change.node_id not in nodes:
+                removed = self.removed
+            case _ if context.address:
+                nodes[change.node_id] = Node(change.node_id, context.address, context.port)
+            case _:
+                nodes.setdefault(change.node_id, Node(change.node_id, "", 0))
+        return Membership(tuple(nodes[node] for node in sorted(nodes)), removed, conf_state)
+
+
+def from_snapshot(snapshot: Snapshot) -> Membership:
+    """The membership that a snapshot carries. Raises MembershipError."""
+    try:
+        data = msgspec.msgpack.decode(snapshot.data, type=_SnapshotData)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise MembershipError(f"snapshot at index {snapshot.metadata.index}: {error}") from error
+    return Membership(data.nodes, data.removed, snapshot.metadata.conf_state)
+
+
+def decode_context(context: bytes) -> ChangeContext:
+    """The context of a change; one that cannot be read counts as empty, the same on every node."""
+    if not context:
+        return ChangeContext()
+    try:
+        return msgspec.msgpack.decode(context, type=ChangeContext)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return ChangeContext()
+
+
+def encode_context(context: ChangeContext) -> bytes:
+    """Bytes for a change's context."""
+    return msgspec.msgpack.encode(context)
+
+
+def decode_change(entry: Entry) -> ConfChange | None:
+    """The change in a committed entry; None for an entry of user data. pgraft proposes v1 changes only."""
+    if entry.type != EntryType.EntryConfChange:
+        return None
+    return msgspec.msgpack.decode(entry.data, type=ConfChange)
+
+
+class MembershipLog:
+    """The current membership and its past states back to the snapshot."""
+
+    def __init__(self, index: int, state: Membership) -> None:
+        self._states: list[tuple[int, Membership]] = [(index, state)]
+
+    @property
+    def current(self) -> Membership:
+        """The state after everything applied."""
+        return self._states[-1][1]
+
+    def record(self, index: int, state: Membership) -> None:
+        """The change at `index` led to `state`."""
+        self._states.append((index, state))
+
+    def at(self, index: int) -> Membership:
+        """The state after everything up to `index` was applied."""
+        found = self._states[0][1]
+        for at, state in self._states:
+            if at > index:
+                break
+            found = state
+        return found
+
+    def forget_before(self, index: int) -> None:
+        """The log is compacted to `index`: earlier states are not asked for any more."""
+        kept = self.at(index)
+        self._states = [(index, kept), *((at, state) for at, state in self._states if at > index)]
+
+    def reset(self, index: int, state: Membership) -> None:
+        """A snapshot replaced everything."""
+        self._states = [(index, state)]
+
+
+def conf_state_after(state: ConfState, change: ConfChange) -> ConfState:
+    """What a single v1 change makes of a configuration that is not joint (dissertation 4.1)."""
+    voters = [node for node in state.voters if node != change.node_id]
+    learners = [node for node in state.learners if node != change.node_id]
+    match ConfChangeType(change.type):
+        case ConfChangeType.ConfChangeAddNode:
+            voters.append(change.node_id)
+        case ConfChangeType.ConfChangeAddLearnerNode:
+            learners.append(change.node_id)
+        case ConfChangeType.ConfChangeRemoveNode:
+            pass
+        case ConfChangeType.ConfChangeUpdateNode:
+            return state
+    if change.node_id == 0:
+        return state
+    return ConfState(tuple(sorted(voters)), tuple(sorted(learners)))

@@ -1,0 +1,421 @@
+"""One node's part in consensus: messages, commands and time in; envelopes, answers and status out.
+
+It owns no process and no clock: `raft_worker.py` calls it with what has come and what time it is.
+The order of one turn matters, and `turn` keeps it: what peers sent, what sessions ask, time, the
+core (messages, sync, commits), then the lease, the envelopes, the status block, and last the
+answers, so that a session that got `true` finds the commit index that covers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from pgraft.log import log
+from pgraft.node import answers
+from pgraft.node.board import Board, Match, role_of
+from pgraft.node.commands import Command
+from pgraft.node.core import Core
+from pgraft.node.desk import Desk
+from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
+from pgraft.node.lease import Lease
+from pgraft.node.membership import decode_change, from_snapshot
+from pgraft.node.outbox import Outbox
+from pgraft.node.quiet import Quiet
+from pgraft.node.roster import Roster
+from pgraft.postgres.settings import NodeConfig
+from pgraft.raft import ProgressState, RaftError
+from pgraft.raft.types import Entry, Message, MessageType, Snapshot, StateType
+from pgraft.shm.blocks import Status, StatusWriter
+from pgraft.shm.layout import CommandKind, Role
+from pgraft.shm.segment import Segment
+from pgraft.shm.words import now_ns as clock
+from pgraft.transport.records import (
+    PREFIX_BYTES,
+    RecordKind,
+    RecordMalformed,
+    Refusal,
+    RefusalCode,
+    unpack_peer_hello,
+    unpack_prefix,
+    unpack_refusal,
+)
+
+FAREWELL_ELECTION_TIMEOUTS = 3
+"""For how long a removed node still hears that it was removed."""
+
+_FROM_LEADER = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageType.MsgSnap))
+_BARRED = frozenset((RefusalCode.MEMBER_ID_CHANGED, RefusalCode.DUPLICATE))
+
+
+class Node:
+    """Consensus as one node sees it. All times are CLOCK_BOOTTIME ns."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        core: Core,
+        roster: Roster,
+        board: Board,
+        outbox: Outbox,
+        desk: Desk,
+        segment: Segment,
+        quiet: Quiet,
+        started_ns: int,
+    ) -> None:
+        self.config = config
+        self.node_id = config.node_id
+        self.core = core
+        self.raft = core.raft
+        self.roster = roster
+        self.board = board
+        self.outbox = outbox
+        self.desk = desk
+        self.lease = Lease()
+        self.rejected = 0
+        self.barred = ""
+        self._quiet = quiet
+        self._timeout_ns = config.election_timeout_ms * 1_000_000
+        self._worker = segment.worker
+        self._lease_ref = segment.worker_ref("lease_end_ns")
+        self._status_writer = StatusWriter(segment)
+        self._now = started_ns
+        self._last_tick_ns = started_ns
+        self._role = (self.raft.term, self.raft.lead, self.raft.state)
+        self._led_term = 0
+        self._compacted_check = self.raft.raft_log.applied
+        roster.publish(core.membership_log.current)
+
+    @property
+    def removed(self) -> bool:
+        """Whether this node was removed from the cluster and takes no part."""
+        return bool(self.desk.out_reason)
+
+    # --- one turn ---------------------------------------------------------------------------------------
+
+    def turn(self, records: list[bytes], commands: list[Command], now_ns: int) -> bool:
+        """Handle what has come. Returns whether there is more to do at once. Raises StorageError."""
+        self._now = self.desk.now = now_ns
+        for record in records:
+            self._record(record)
+        for command in commands:
+            self._take(command)
+        self._tick()
+        self.desk.route_all()
+        more = self.core.turn(self)
+        self.desk.poll()
+        if self.core.raw.has_ready():
+            more = self.core.turn(self)
+        self.desk.sweep()
+        self._farewells()
+        self.outbox.release_held(now_ns)
+        self._compact()
+        self.finish()
+        return more
+
+    def _take(self, command: Command) -> None:
+        if command.kind != CommandKind.SET_DEBUG:
+            self.desk.take(command)
+            return
+        self.desk.debug = bool(command.arg1)
+        self._worker["debug"] = int(self.desk.debug)
+        log("LOG", f"node {self.node_id}: detailed logging is {'on' if self.desk.debug else 'off'}")
+        self.desk.answer(command, answers.OK)
+
+    def finish(self) -> None:
+        """Lease, envelopes, status, answers: what a turn shows to others, in this order."""
+        self.flush()
+        self._publish_status()
+        if self.desk.deliver():
+            self.flush()
+
+    def deadline_ns(self) -> int:
+        """When the next turn is due though nothing comes."""
+        ticks = self.core.raw.ticks_to_deadline()
+        due = self._last_tick_ns + ticks * self.core.tick_ns
+        # The worker's beat stays fresh, and silence visible.
+        due = min(due, self._now + self._timeout_ns // 4)
+        for other in (self.desk.next_ns(), self.outbox.held_due_ns()):
+            if other:
+                due = min(due, other)
+        return due
+
+    def _tick(self) -> None:
+        ticks = (self._now - self._last_tick_ns) // self.core.tick_ns
+        if ticks <= 0:
+            return
+        self._last_tick_ns += ticks * self.core.tick_ns
+        if self.removed:
+            return
+        # After a long freeze two election timeouts of ticks say all there is to say.
+        for _ in range(min(ticks, 2 * self.core.election_tick)):
+            self.core.raw.tick()
+
+    def _farewells(self) -> None:
+        if not self.roster.leaving:
+            return
+        over = self.roster.farewells_over(self._now)
+        for node_id in over:
+            self.outbox.forget(node_id)
+            self.board.forget(node_id)
+        if over:
+            self.roster.publish(self.core.membership_log.current)
+
+    def _compact(self) -> None:
+        applied = self.raft.raft_log.applied
+        if applied - self._compacted_check < self.config.snapshot_threshold:
+            return
+        self._compacted_check = applied
+        self.core.compact(self.config, threshold=self.config.snapshot_threshold)
+
+    # --- what peers send --------------------------------------------------------------------------------
+
+    def _record(self, record: bytes) -> None:
+        try:
+            kind, node_id = unpack_prefix(record)
+            match kind:
+                case RecordKind.MESSAGE:
+                    self._envelope(node_id, decode(record[PREFIX_BYTES:]))
+                case RecordKind.PEER_HELLO:
+                    self.roster.hello(node_id, unpack_peer_hello(record))
+                    self.roster.publish(self.core.membership_log.current)
+                case RecordKind.REFUSED_BY_PEER:
+                    self._refused(node_id, unpack_refusal(record))
+                case RecordKind.PEER_CONNECTED:
+                    self.roster.connected(node_id)
+                case RecordKind.PEER_DISCONNECTED:
+                    self.core.raw.report_unreachable(node_id)
+                case _:
+                    self.rejected += 1
+        except (RecordMalformed, BadEnvelope):
+            self.rejected += 1
+
+    def _envelope(self, sender: int, envelope: Envelope) -> None:
+        honest = envelope.sender == sender == envelope.status.node_id
+        if not honest or sender == self.node_id or not self.roster.is_trusted(sender):
+            self.rejected += 1
+            return
+        self.board.hear(envelope.status, self._now)
+        for reply in envelope.replies:
+            self.desk.reply(reply)
+        if envelope.removed_index:
+            self._on_removed(f"node {sender} says so: the change at index {envelope.removed_index}")
+        if self.removed:
+            if envelope.removed_index or not any(m.type in _FROM_LEADER for m in envelope.messages):
+                return
+            self._on_added_again()
+        for message in envelope.messages:
+            self._step(sender, message)
+        raft = self.raft
+        if envelope.round and raft.lead == sender and raft.term == envelope.term:
+            self.outbox.echo(sender, envelope.round, envelope.term)
+        if envelope.echo and raft.state == StateType.StateLeader and envelope.echo_term == raft.term:
+            self.lease.answer(sender, envelope.echo, envelope.promise_ms * 1_000_000)
+        if envelope.table and raft.lead == sender:
+            self.board.hear_table(envelope.table, sender, self._now)
+        for call in envelope.calls:
+            self.desk.call(sender, call)
+
+    def _step(self, sender: int, message: Message) -> None:
+        if message.from_ != sender or message.to != self.node_id:
+            self.rejected += 1
+            return
+        if self._quiet.drops(message, self._now):
+            return
+        if self.desk.debug:
+            log("DEBUG", f"node {self.node_id} got {message.type.name} of term {message.term} from {sender}")
+        try:
+            self.core.raw.step(message)
+        except RaftError:
+            # From a node that is no member any more, or of a kind that must not travel: nothing changes.
+            self.rejected += 1
+
+    def _refused(self, node_id: int, refusal: Refusal) -> None:
+        self.roster.refused(node_id, refusal)
+        if refusal.code == RefusalCode.REMOVED:
+            self._on_removed(f"node {node_id} refuses it")
+        elif refusal.code in _BARRED and not self.raft.lead:
+            self.barred = f"refused by node {node_id}: {refusal.text}"
+
+    def _on_removed(self, why: str) -> None:
+        if self.removed:
+            return
+        log(
+            "WARNING",
+            f"node {self.node_id} was removed from the cluster and takes no part any more ({why})",
+            hint="Stop it with pgraft-launch stop, or add it again with pgraft_add_node() on the leader.",
+        )
+        self.lease.end()
+        self.desk.out(f"node {self.node_id} was removed from the cluster")
+
+    def _on_added_again(self) -> None:
+        self.desk.out_reason = ""
+        log("LOG", f"node {self.node_id} hears a leader again, and takes part again")
+
+    # --- what the core does (core.Effects) -------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Queue a message. A hand-over ends the lease before the successor can hear of it."""
+        if self.desk.debug:
+            log("DEBUG", f"node {self.node_id} sends {message.type.name} to node {message.to}")
+        may_wait = False
+        match message.type:
+            case MessageType.MsgTimeoutNow:
+                self.lease.end()
+            case MessageType.MsgApp:
+                progress = self.raft.trk.progress.get(message.to)
+                may_wait = progress is not None and progress.state == ProgressState.StateReplicate
+            case _:
+                pass
+        self.outbox.add(message, may_wait=may_wait, now_ns=self._now)
+        if message.type == MessageType.MsgSnap:
+            # A few hundred bytes in one frame: what gets lost shows at the next probe.
+            self.core.raw.report_snapshot(message.to, True)
+
+    def flush(self) -> None:
+        """Publish the lease, then let the envelopes go."""
+        now = clock()
+        leads = self.raft.state == StateType.StateLeader and not self.lease.ended
+        if leads:
+            self.lease.answer(self.node_id, now, self._timeout_ns)
+        self._publish_lease()
+        own = self._own_status()
+        told = self.roster.tell_identity()
+        if self.outbox.flush(own, self._table(own, now), round_ns=now if leads else 0) or told:
+            self.outbox.ring()
+
+    def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
+        return lambda: self.board.table(own, now)
+
+    def _publish_lease(self) -> None:
+        raft = self.raft
+        end = 0
+        # Only after its first own commit does a leader know the commit index (section 8 of the paper).
+        if raft.state == StateType.StateLeader and self._led_term == raft.term and not self.removed:
+            end = self.lease.end_ns(self.core.membership_log.current.halves())
+        self._lease_ref.store(end)
+
+    def on_role(self) -> None:
+        """React to a change of term, leader or role."""
+        raft = self.raft
+        role = (raft.term, raft.lead, raft.state)
+        if role == self._role:
+            return
+        (old_term, old_lead, old_state), self._role = self._role, role
+        led = old_state == StateType.StateLeader
+        leads = raft.state == StateType.StateLeader
+        if led and (not leads or raft.term != old_term):
+            self.lease.end()
+            self._publish_lease()
+            text = f"node {self.node_id} leads no more: its term {old_term} is over, the term is {raft.term}"
+            log("LOG", text, detail=f"{answers.voters_text(self.desk.voters())}.")
+            self.desk.deposed()
+        if leads and (not led or raft.term != old_term):
+            self.lease.begin(raft.term)
+            self._worker.add("elections")
+            log("LOG", f"node {self.node_id} is the leader at term {raft.term}")
+        if raft.lead != old_lead:
+            self.desk.leader_changed(raft.lead)
+            if raft.lead and not leads:
+                self.barred = ""
+                log("LOG", f"node {self.node_id} follows node {raft.lead} at term {raft.term}")
+
+    def on_committed(self, entries: list[Entry]) -> None:
+        """Apply: membership changes take effect, sessions get their answer."""
+        for entry in entries:
+            if entry.type:
+                self._apply_change(entry)
+        last = entries[-1]
+        if self.raft.state == StateType.StateLeader:
+            if last.term == self.raft.term:
+                self._led_term = last.term
+            self.desk.committed(last.index)
+        if not self.roster.identity.formed:
+            self.roster.update(msgspec.structs.replace(self.roster.identity, formed=True))
+
+    def _apply_change(self, entry: Entry) -> None:
+        change = decode_change(entry)
+        if change is None:
+            return
+        states = self.core.membership_log
+        before = states.current
+        conf_state = self.core.raw.apply_conf_change(change)
+        states.record(entry.index, before.apply(change, conf_state))
+        left = before.get(change.node_id)
+        if left is None:
+            self.roster.came(change.node_id)
+        elif states.current.get(change.node_id) is None:
+            until = self._now + FAREWELL_ELECTION_TIMEOUTS * self._timeout_ns
+            self.roster.left(left, entry.index, until)
+            self.outbox.tell_removed(change.node_id, entry.index)
+        text = f"Voters {list(conf_state.voters)}, learners {list(conf_state.learners)}."
+        log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
+        self.roster.publish(states.current)
+        if states.current.get(self.node_id) is None and left is not None and left.node_id == self.node_id:
+            self._on_removed(f"the change at index {entry.index}")
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """The leader's snapshot took the place of the log."""
+        state = from_snapshot(snapshot)
+        self.core.membership_log.reset(snapshot.metadata.index, state)
+        self.roster.publish(state)
+        self._compacted_check = snapshot.metadata.index
+        log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")
+
+    def on_read(self, index: int, context: bytes) -> None:
+        """A read barrier got its index: everything up to it is committed."""
+        self.desk.read_index(index, context)
+
+    # --- what others see --------------------------------------------------------------------------------
+
+    def _own_role(self) -> Role:
+        learners = self.core.membership_log.current.conf_state.learners
+        return role_of(self.raft.state, is_learner=self.node_id in learners)
+
+    def _own_status(self) -> NodeStatus:
+        raft = self.raft
+        role = self._own_role()
+        raft_log = raft.raft_log
+        return NodeStatus(
+            self.node_id,
+            role,
+            raft.term,
+            raft_log.committed,
+            raft_log.last_index(),
+            0,
+            role == Role.LEARNER,
+        )
+
+    def _matches(self) -> dict[int, Match]:
+        if self.raft.state != StateType.StateLeader:
+            return {}
+        return {
+            node_id: Match(progress.match, progress.next, progress.state == ProgressState.StateReplicate)
+            for node_id, progress in self.raft.trk.progress.items()
+        }
+
+    def _publish_status(self) -> None:
+        raft, store, now = self.raft, self.core.store, self._now
+        own = self._own_status()
+        membership = self.core.membership_log.current
+        reached, _, needed = self.board.voters(membership, now)
+        leader = 0 if self.removed else raft.lead
+        node = membership.get(leader) if leader else None
+        status = Status(
+            role=own.role,
+            leader_id=leader,
+            term=raft.term,
+            vote=raft.vote,
+            commit_index=own.commit_index,
+            last_index=own.last_index,
+            applied=raft.raft_log.applied,
+            first_index=store.first_index(),
+            log_bytes=store.log_bytes,
+            published_boot_ns=now,
+            voters_reachable=reached,
+            voters_needed=needed,
+            leader_port=node.port if node is not None else 0,
+            rows=self.board.rows(membership, own, self._matches(), now),
+        )
+        self._status_writer.publish(status)

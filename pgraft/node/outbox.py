@@ -1,0 +1,172 @@
+"""What this node is about to send: messages gathered by peer, one envelope a peer and turn.
+
+An append that carries no entries, to a peer that is replicating, only moves the commit index. It
+waits for company (the next append, whose commit index covers it, or COMMIT_LAG_MS), since on a
+busy node the next append is microseconds away, and on an idle one nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Envelope, NodeStatus, Reply, encode
+from pgraft.raft.types import Message, MessageType
+from pgraft.shm.doorbell import Bell
+from pgraft.shm.rings import RingWriter
+from pgraft.transport.records import RecordKind, prefix
+
+COMMIT_LAG_MS = 5
+_APP = MessageType.MsgApp
+_ROUND_TYPES = (MessageType.MsgApp, MessageType.MsgHeartbeat)
+_MESSAGE_BYTES = 64
+"""A guess at what a message takes beside its entries' data, high enough to bound a frame."""
+
+
+class Peer:
+    """What waits for one peer."""
+
+    __slots__ = ("bytes", "calls", "echo", "echo_term", "held", "messages", "removed_index", "replies")
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.held: Message | None = None
+        self.calls: list[Call] = []
+        self.replies: list[Reply] = []
+        self.echo = 0
+        self.echo_term = 0
+        self.removed_index = 0
+        self.bytes = 0
+
+    def has_something(self) -> bool:
+        """Whether an envelope is due (a held commit alone is not)."""
+        return bool(self.messages or self.calls or self.replies or self.removed_index)
+
+
+class Outbox:
+    """Envelopes to peers, through the outbound ring."""
+
+    def __init__(self, node_id: int, ring: RingWriter, bell: Bell, promise_ms: int) -> None:
+        self._node_id = node_id
+        self._ring = ring
+        self._promise_ms = promise_ms
+        self.ring = bell.ring
+        self._peers: dict[int, Peer] = {}
+        self._held_since_ns = 0
+        self.dropped = 0
+
+    def _peer(self, node_id: int) -> Peer:
+        peer = self._peers.get(node_id)
+        if peer is None:
+            peer = self._peers[node_id] = Peer()
+        return peer
+
+    def add(self, message: Message, *, may_wait: bool, now_ns: int) -> None:
+        """Queue a message; `may_wait` when its peer is replicating, so that a bare commit can be held."""
+        peer = self._peer(message.to)
+        if message.type == _APP:
+            if may_wait and not message.entries:
+                peer.held = message
+                self._held_since_ns = self._held_since_ns or now_ns
+                return
+            peer.held = None
+            peer.bytes += sum(len(entry.data) + _MESSAGE_BYTES for entry in message.entries)
+        peer.bytes += _MESSAGE_BYTES
+        peer.messages.append(message)
+
+    def call(self, node_id: int, call: Call) -> None:
+        """Send a command on to the leader."""
+        peer = self._peer(node_id)
+        peer.calls.append(call)
+        peer.bytes += len(call.data)
+
+    def reply(self, node_id: int, reply: Reply) -> None:
+        """Answer a forwarded command."""
+        self._peer(node_id).replies.append(reply)
+
+    def echo(self, node_id: int, round_ns: int, term: int) -> None:
+        """Answer the leader's round with the next envelope to it."""
+        peer = self._peer(node_id)
+        peer.echo, peer.echo_term = round_ns, term
+
+    def tell_removed(self, node_id: int, index: int) -> None:
+        """Tell a node that the change at `index` removed it."""
+        self._peer(node_id).removed_index = index
+
+    def held_due_ns(self) -> int:
+        """When held commits must go out, 0 when there are none."""
+        return self._held_since_ns + COMMIT_LAG_MS * 1_000_000 if self._held_since_ns else 0
+
+    def release_held(self, now_ns: int) -> None:
+        """Let held commits go when their time has come."""
+        if self._held_since_ns and now_ns >= self.held_due_ns():
+            self._held_since_ns = 0
+            for peer in self._peers.values():
+                if peer.held is not None:
+                    peer.messages.append(peer.held)
+                    peer.held = None
+
+    def forget(self, node_id: int) -> None:
+        """Drop what waits for a peer that is a member no more."""
+        self._peers.pop(node_id, None)
+
+    def flush(
+        self,
+        status: NodeStatus,
+        table: Callable[[], list[NodeStatus]],
+        *,
+        round_ns: int,
+    ) -> bool:
+        """Put one envelope a peer on the ring. `round_ns`: 0, or the send time when this node leads and
+        asks for a lease answer. Returns whether anything was written; the caller rings the bell."""
+        for node_id, peer in self._peers.items():
+            if peer.has_something():
+                self._send(node_id, peer, status, table, round_ns)
+        return self._ring.publish()
+
+    def _send(
+        self,
+        node_id: int,
+        peer: Peer,
+        status: NodeStatus,
+        table: Callable[[], list[NodeStatus]],
+        round_ns: int,
+    ) -> None:
+        batches = [peer.messages] if peer.bytes <= ENVELOPE_ENTRY_BYTES_MAX else _split(peer.messages)
+        for number, messages in enumerate(batches or [[]]):
+            first = number == 0
+            beats = any(message.type == MessageType.MsgHeartbeat for message in messages)
+            asks = round_ns if any(message.type in _ROUND_TYPES for message in messages) else 0
+            envelope = Envelope(
+                sender=self._node_id,
+                term=status.term,
+                status=status,
+                messages=messages,
+                round=asks,
+                echo=peer.echo,
+                echo_term=peer.echo_term,
+                promise_ms=self._promise_ms,
+                table=table() if beats and round_ns else [],
+                calls=peer.calls if first else [],
+                replies=peer.replies if first else [],
+                removed_index=peer.removed_index,
+            )
+            if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), encode(envelope)):
+                # The network process is behind or away. Raft sends again what matters.
+                self.dropped += 1
+        peer.messages, peer.calls, peer.replies = [], [], []
+        peer.bytes = peer.removed_index = 0
+        peer.echo = 0
+
+
+def _split(messages: list[Message]) -> list[list[Message]]:
+    """Batches that each stay below the envelope's limit; a single message always fits by itself."""
+    batches: list[list[Message]] = []
+    room = 0
+    for message in messages:
+        size = _MESSAGE_BYTES + sum(len(entry.data) + _MESSAGE_BYTES for entry in message.entries)
+        if not batches or size > room:
+            batches.append([])
+            room = ENVELOPE_ENTRY_BYTES_MAX
+        batches[-1].append(message)
+        room -= size
+    return batches

@@ -1,0 +1,160 @@
+"""Whom the network process talks to, and who this node is: addresses, member ids, refusals.
+
+Peers remember each other's member id, durably and before the first message of a connection is
+looked at, so that a node whose disk was emptied or replaced is refused under its old id.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from pgraft.log import log
+from pgraft.node.membership import Membership, Node
+from pgraft.postgres.settings import NodeConfig
+from pgraft.shm.blocks import MemberRow, MembersWriter
+from pgraft.shm.layout import MEMBERS_MAX
+from pgraft.shm.rings import RingWriter
+from pgraft.shm.segment import Segment
+from pgraft.storage import Identity, load_peers, save_peers, update_identity
+from pgraft.transport.records import NetIdentity, PeerHello, RecordKind, Refusal, pack
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """A node that was removed and still hears so, until `until_ns`."""
+
+    node: Node
+    index: int
+    until_ns: int
+
+
+class Roster:
+    """Members as the network process sees them, and what it tells about peers."""
+
+    def __init__(self, config: NodeConfig, identity: Identity, segment: Segment, ring: RingWriter) -> None:
+        self._config = config
+        self._dir = Path(config.data_dir)
+        self.identity = identity
+        self._writer = MembersWriter(segment)
+        self._network_epoch = segment.network_ref("epoch")
+        self._told_epoch = -1
+        self._ring = ring
+        self._member_ids = load_peers(self._dir)
+        self._strangers: set[int] = set()
+        self._met: dict[int, Node] = {}
+        self._refusals: dict[int, Refusal] = {}
+        self.leaving: dict[int, Leaving] = {}
+        self._published: tuple[object, ...] = ()
+
+    def tell_identity(self) -> bool:
+        """Tell a network process that is new who this node is; whether something was written."""
+        epoch = self._network_epoch.load()
+        if epoch == self._told_epoch:
+            return False
+        identity = self.identity
+        body = NetIdentity(
+            identity.cluster_id,
+            identity.node_id,
+            identity.member_id,
+            identity.initial_members,
+            self._config.initial_cluster_state,
+            identity.formed,
+            self._config.election_timeout_ms,
+        )
+        if self._ring.put(pack(RecordKind.IDENTITY, identity.node_id, body)):
+            self._told_epoch = epoch
+        return True
+
+    def update(self, identity: Identity) -> None:
+        """Store a changed identity. Raises StorageError."""
+        update_identity(self._dir, identity)
+        told_differs = identity.formed != self.identity.formed
+        self.identity = identity
+        if told_differs:
+            self._told_epoch = -1
+
+    def publish(self, membership: Membership) -> None:
+        """Show the members to the network process and to every backend, when they changed."""
+        rows = {node.node_id: self._row(node, membership) for node in membership.nodes}
+        for node_id, leaving in self.leaving.items():
+            rows.setdefault(node_id, self._row(leaving.node, membership, is_leaving=True))
+        if not membership.nodes:
+            # Waiting to be added: answer whoever speaks to us, at the address that it gave.
+            for node_id, node in self._met.items():
+                rows.setdefault(node_id, self._row(node, membership, is_leaving=True))
+        published = (tuple(rows.values()), membership.removed)
+        if published != self._published:
+            self._published = published
+            self._writer.publish(*published)
+
+    def _row(self, node: Node, membership: Membership, *, is_leaving: bool = False) -> MemberRow:
+        return MemberRow(
+            node.node_id,
+            node.address,
+            node.port,
+            node.node_id in membership.conf_state.learners,
+            is_leaving,
+            self._own_or_known_id(node.node_id),
+        )
+
+    def _own_or_known_id(self, node_id: int) -> int:
+        if node_id == self.identity.node_id:
+            return self.identity.member_id
+        return self._member_ids.get(node_id, 0)
+
+    def hello(self, node_id: int, hello: PeerHello) -> None:
+        """A peer connected: remember its member id before its messages count. Raises StorageError."""
+        self._refusals.pop(node_id, None)
+        if len(self._met) < MEMBERS_MAX or node_id in self._met:
+            self._met[node_id] = Node(node_id, hello.address, hello.port)
+        known = self._member_ids.get(node_id)
+        if known is not None:
+            (self._strangers.discard if known == hello.member_id else self._strangers.add)(node_id)
+            return
+        self._member_ids[node_id] = hello.member_id
+        save_peers(self._dir, self._member_ids)
+
+    def is_trusted(self, node_id: int) -> bool:
+        """Whether the newest connection of this peer came with the member id that is remembered."""
+        return node_id in self._member_ids and node_id not in self._strangers
+
+    def met(self, node_id: int) -> Node | None:
+        """Where a peer that has connected said that it listens."""
+        return self._met.get(node_id)
+
+    def refused(self, node_id: int, refusal: Refusal) -> None:
+        """A peer refuses this node, or this node's connection to it."""
+        self._refusals[node_id] = refusal
+
+    def connected(self, node_id: int) -> None:
+        """A connection stands: what was refused before is over."""
+        self._refusals.pop(node_id, None)
+
+    def refusal_text(self, node_id: int) -> str:
+        """Why the connection to a peer was refused last, empty when it was not."""
+        refusal = self._refusals.get(node_id)
+        return refusal.text if refusal is not None else ""
+
+    def left(self, node: Node, index: int, until_ns: int) -> None:
+        """A member was removed: its id may come back with another disk, if it is added again."""
+        self.leaving[node.node_id] = Leaving(node, index, until_ns)
+        if self._member_ids.pop(node.node_id, None) is not None:
+            save_peers(self._dir, self._member_ids)
+
+    def came(self, node_id: int) -> None:
+        """A node is a member (again)."""
+        self.leaving.pop(node_id, None)
+
+    def farewells_over(self, now_ns: int) -> list[int]:
+        """Ids of removed nodes that have been told for long enough."""
+        over = [node_id for node_id, leaving in self.leaving.items() if leaving.until_ns <= now_ns]
+        for node_id in over:
+            del self.leaving[node_id]
+        return over
+
+    def log_waiting(self) -> None:
+        """Say what a node that is to be added to a running cluster waits for."""
+        config = self._config
+        call = f"SELECT pgraft_add_node({config.node_id}, '{config.address}', {config.port})"
+        log("LOG", f"node {config.node_id} waits to be added", hint=f"On the leader: {call}")

@@ -1,0 +1,284 @@
+"""The raft worker of one node: `python -m pgraft.raft_worker --data-dir DIR`.
+
+A thin loop between the segment's rings and `pgraft.node`. Exit codes: 0 after SIGTERM or when its
+segment counts no more, 1 when it can be tried again, 3 when only an operator can mend it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from pgraft.log import log
+from pgraft.node import answers
+from pgraft.node.boot import ConfigConflict, build_node, open_durable_state, open_identity
+from pgraft.node.commands import RESTARTED, CommandSource
+from pgraft.node.core import DiskStalled
+from pgraft.node.membership import MembershipError
+from pgraft.node.node import Node
+from pgraft.postgres.settings import NodeConfig
+from pgraft.raft import InvariantViolation
+from pgraft.shm.doorbell import BellListener, ring_fd
+from pgraft.shm.layout import CommandKind, WorkerState
+from pgraft.shm.segment import WORKER_BELL, Segment, SegmentError, attach
+from pgraft.shm.words import now_ns
+from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
+
+EXIT_AGAIN = 1
+EXIT_OPERATOR = 3
+INBOUND_READ_BYTES = 2 * 1024 * 1024
+HAND_OVER_MS_MAX = 1000
+IDLE_WAKE_MS = 200
+"""How often a worker that takes no part looks whether its segment still counts."""
+_MS = 1_000_000
+_FAILURES = (StorageError, DiskStalled, InvariantViolation, MembershipError)
+
+
+class Stop(Exception):
+    """The process ends; the exit code says why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class RaftWorker:
+    """The rings, the doorbell and the node, and the loop that connects them."""
+
+    def __init__(self, config: NodeConfig, segment: Segment) -> None:
+        self._config = config
+        self._segment = segment
+        self._words = segment.worker
+        self._epoch = segment.header["epoch"]
+        run_dir = Path(config.data_dir) / "run"
+        self._bell = BellListener(run_dir / WORKER_BELL, segment.worker_ref("sleeping"))
+        self._beat = segment.worker_ref("beat_ns")
+        self._inbound = segment.inbound_reader()
+        self.source = CommandSource(segment, run_dir, config.max_entry_bytes)
+        self._poll = select.poll()
+        self._poll.register(self._bell.fd, select.POLLIN)
+        self._state = -1
+        self._stopping = False
+        self._taken = 0
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take the segment over from an earlier worker: no lease, and its commands end as unknown."""
+        words = self._words
+        words["lease_end_ns"] = 0
+        words["epoch"] = words["epoch"] + 1
+        words["started_boot_ns"] = now_ns()
+        words["debug"] = 0
+        self._beat.store(now_ns())
+        self._segment.set_worker_text("error", "")
+        self._inbound.skip_all()
+        # A state of stopped would make sessions give up at once; they can wait for this worker.
+        self._set_state(WorkerState.INITIALIZING)
+        count = self.source.answer_taken_earlier(RESTARTED)
+        if count:
+            log("LOG", f"{count} commands of an earlier raft worker have an unknown outcome")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._stopping = True
+        ring_fd(self._bell.fd)
+
+    def _set_state(self, state: WorkerState, error: str = "") -> None:
+        if state == WorkerState.ERROR:
+            self._segment.set_worker_text("error", error)
+        if state != self._state:
+            self._state = state
+            self._words["state"] = state
+
+    def wait_for_init(self) -> None:
+        """pgraft.autostart is off: wait for pgraft_init(), unless an earlier worker has had it."""
+        if self._config.autostart or self._words["joined"]:
+            return
+        log("LOG", f"node {self._config.node_id} waits for pgraft_init(), since pgraft.autostart is off")
+        while not self._words["joined"]:
+            self._end_where_due()
+            for command in self.source.take(now_ns()):
+                joins = command.kind == CommandKind.INIT
+                self.source.answer(command, answers.OK if joins else answers.not_started())
+                if joins:
+                    self._words["joined"] = 1
+            if not self.source.pending():
+                self._sleep(now_ns() + IDLE_WAKE_MS * _MS)
+
+    def run(self, node: Node) -> None:
+        """Turn after turn, until told to stop. Raises Stop."""
+        self._words["joined"] = 1
+        more = False
+        while True:
+            now = now_ns()
+            self._beat.store(now)
+            records = self._inbound.read(INBOUND_READ_BYTES)
+            commands = self.source.take(now)
+            more = node.turn(records, commands, now)
+            self._show(node, len(commands))
+            if self._stopping or self._segment.header["retired"]:
+                self._hand_over_and_stop(node)
+            if not more:
+                self._sleep(node.deadline_ns())
+
+    def _show(self, node: Node, taken: int) -> None:
+        if taken:
+            self._words.add("commands_taken", taken)
+            self._words["messages_refused"] = node.rejected + self.source.malformed
+            self._words["messages_dropped"] = node.outbox.dropped
+            self._words["ring_damage"] = self.source.damage + self._inbound.damage
+            self._words["fsyncs"] = node.core.syncs
+            self._words["fsync_ns_total"] = node.core.sync_ns_total
+            self._words["fsync_ns_max"] = node.core.sync_ns_max
+        if node.removed:
+            self._set_state(WorkerState.STOPPED)
+        elif node.barred:
+            self._set_state(WorkerState.ERROR, node.barred)
+        elif node.core.membership_log.current.nodes:
+            self._set_state(WorkerState.RUNNING)
+        else:
+            self._set_state(WorkerState.INITIALIZING)
+
+    def _sleep(self, until_ns: int) -> None:
+        self._bell.about_to_sleep()
+        rung = False
+        if not self._inbound.pending() and not self.source.pending():
+            wait_ms = (until_ns - now_ns() + _MS - 1) // _MS
+            if wait_ms > 0:
+                rung = bool(self._poll.poll(wait_ms))
+        self._bell.awake(rung=rung)
+
+    def _end_where_due(self) -> None:
+        self._beat.store(now_ns())
+        if self._stopping or self._segment.header["retired"] or self._segment.header["epoch"] != self._epoch:
+            self._set_state(WorkerState.STOPPED)
+            raise Stop(0)
+
+    def _hand_over_and_stop(self, node: Node) -> None:
+        """A planned stop costs the cluster no election: the best voter takes over first."""
+        successor = node.desk.best_successor() if node.desk.leads else 0
+        if successor:
+            log("LOG", f"node {node.node_id} hands leadership over to node {successor}")
+            node.desk.begin_transfer(successor)
+            until = now_ns() + min(HAND_OVER_MS_MAX, self._config.election_timeout_ms) * _MS
+            while node.desk.leads and now_ns() < until:
+                now = now_ns()
+                node.turn(self._inbound.read(INBOUND_READ_BYTES), self.source.take(now), now)
+                self._sleep(min(until, node.deadline_ns()))
+        self._words["lease_end_ns"] = 0
+        node.desk.stop()
+        node.finish()
+        self._words["lease_end_ns"] = 0
+        node.core.write_commit()
+        node.core.store.close()
+        self._set_state(WorkerState.STOPPED)
+        raise Stop(0)
+
+    def stay_out(self, reason: str, hint: str) -> None:
+        """After a failure: no lease, no vote, no message; sessions are told why. Raises Stop."""
+        self._words["lease_end_ns"] = 0
+        self._set_state(WorkerState.ERROR, reason)
+        log("ERROR", f"node {self._config.node_id} leaves consensus: {reason}", hint=hint)
+        answer = answers.not_running(reason)
+        unknown = answers.unknown(f"this node left consensus: {reason}")
+        self.source.answer_taken_earlier(unknown)
+        while True:
+            self._end_where_due()
+            self._inbound.skip_all()
+            self.source.drain(lambda _: answer, now_ns())
+            self._sleep(now_ns() + min(IDLE_WAKE_MS, self._config.election_timeout_ms // 4) * _MS)
+
+
+def _hint_of(error: Exception) -> str:
+    hint = getattr(error, "hint", "")
+    return hint if isinstance(hint, str) and hint else "See the server log; then restart this node."
+
+
+@contextlib.contextmanager
+def _one_line_errors(config: NodeConfig) -> Iterator[None]:
+    """Errors before the node runs: one line each, and an exit code that says whether to try again."""
+    try:
+        yield
+    except ConfigConflict as error:
+        log("FATAL", str(error), hint=error.hint)
+        raise Stop(EXIT_OPERATOR) from error
+    except DataDirLocked as error:
+        log("FATAL", str(error), hint=error.hint)
+        raise Stop(EXIT_AGAIN) from error
+    except (StorageError, MembershipError, InvariantViolation) as error:
+        log("FATAL", f"node {config.node_id} cannot start: {error}", hint=_hint_of(error))
+        raise Stop(EXIT_OPERATOR) from error
+
+
+def _serve(config: NodeConfig, segment: Segment) -> None:
+    worker = RaftWorker(config, segment)
+    with _one_line_errors(config):
+        identity = open_identity(config)
+        worker.begin()
+        worker.wait_for_init()
+        store = open_durable_state(config, identity)
+        node = build_node(config, identity, store, worker.source, segment)
+    gc.collect()
+    gc.freeze()
+    try:
+        worker.run(node)
+    except _FAILURES as error:
+        worker.stay_out(str(error), _hint_of(error))
+
+
+def _raise_file_limit(slots: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = slots + 256
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+
+
+def _main(data_dir: Path) -> int:
+    node_json = data_dir / "run" / "node.json"
+    try:
+        config = msgspec.json.decode(node_json.read_bytes(), type=NodeConfig)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        log("FATAL", f"cannot read {node_json}: {error}", hint="Start the node with pgraft-launch start.")
+        return EXIT_OPERATOR
+    _raise_file_limit(config.slot_count)
+    try:
+        with lock_data_dir(data_dir):
+            segment = attach(config.segment_name)
+            try:
+                _serve(config, segment)
+            finally:
+                segment.close()
+    except Stop as stop:
+        return stop.code
+    except SegmentError as error:
+        log("FATAL", str(error), hint="Start the node with pgraft-launch start.")
+        return EXIT_AGAIN
+    except StorageError as error:
+        log("FATAL", str(error), hint=error.hint)
+        return EXIT_AGAIN
+    return 0
+
+
+def main() -> int:
+    """Entry point of `python -m pgraft.raft_worker`."""
+    if len(sys.argv) != 3 or sys.argv[1] != "--data-dir":
+        print("usage: python -m pgraft.raft_worker --data-dir DIR", file=sys.stderr)
+        return EXIT_OPERATOR
+    os.umask(0o077)
+    return _main(Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
