@@ -12,8 +12,8 @@ SHELL := /bin/bash
 
 # PostgreSQL does not run as root. Run by root, it runs as another user, who must be able to read the
 # virtual environment and the Python it was made from; so both lie where everyone can read.
-PYTHON ?= $(shell tools/find-python)
-VENV ?= $(shell tools/find-venv)
+PYTHON ?= $(shell .ci/find-python)
+VENV ?= $(shell .ci/find-venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find pgraft launcher sql -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.sql' -o -name '*.control' -o -name 'Makefile') pyproject.toml
@@ -27,7 +27,7 @@ help: ## this list
 
 $(BIN)/python:
 	@echo "== virtual environment in $(VENV), with $(PYTHON)"
-	@tools/make-venv "$(PYTHON)" "$(VENV)"
+	@.ci/make-venv "$(PYTHON)" "$(VENV)"
 
 $(STAMP): $(BIN)/python pyproject.toml
 	@echo "== installing what pgraft needs (about a minute the first time)"
@@ -45,7 +45,7 @@ $(VENV)/.pgraft: $(STAMP) $(SOURCES)
 
 # The shim, for each PostgreSQL that comes with the embedded extra.
 $(VENV)/.shim: $(VENV)/.pgraft
-	@for config in $$($(BIN)/python tools/embedded_postgres.py); do \
+	@for config in $$($(BIN)/python .ci/embedded_postgres.py); do \
 	    echo "== building the SQL shim for $$($$config --version)"; \
 	    $(BIN)/pgraft-launch install-extension --pg-config "$$config"; \
 	done
@@ -66,7 +66,7 @@ test: $(VENV)/.shim test-shm ## all tests but the slow ones
 
 # The parts that touch shared memory run on Python 3.13, too, where there is one.
 test-shm: $(VENV)/.shim
-	@tools/test-shm-313
+	@.ci/test-shm-313
 
 check: $(STAMP) ## format, lint, types, import layers, generated files
 	@echo "== ruff format"; $(BIN)/ruff format --check --quiet .
