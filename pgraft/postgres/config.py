@@ -194,7 +194,7 @@ def _check_stored(values: Values, stored: StoredIdentity) -> None:
         raise SettingError(
             "pgraft.cluster_id",
             cluster_id,
-            f"must be '{stored.cluster_id}', the cluster that the stored identity in pgraft.data_dir belongs to",
+            f"must be '{stored.cluster_id}', the cluster of the stored identity in pgraft.data_dir",
         )
     node_id = number_of(values, "node_id")
     if node_id and node_id != stored.node_id:
@@ -208,6 +208,10 @@ def _check_stored(values: Values, stored: StoredIdentity) -> None:
 def _place(values: Values, members: tuple[Member, ...], stored: StoredIdentity | None) -> Place:
     if text_of(values, "initial_cluster_state") == "existing":
         return _place_existing(values, members)
+    if stored is not None and not _is_listed(values, members) and values["pgraft.port"]:
+        # The list counts at the first start only: one that has forgotten this node does no harm
+        # where address and port are given.
+        return _place_stored(values, stored)
     member = _own_member(values, members)
     if member is None:
         return _place_explicit(values)
@@ -219,23 +223,31 @@ def _place(values: Values, members: tuple[Member, ...], stored: StoredIdentity |
     return Place(member.name, node_id, member.address, member.port)
 
 
+def _is_listed(values: Values, members: tuple[Member, ...]) -> bool:
+    name = text_of(values, "name")
+    return any(member.name == name for member in members)
+
+
+def _place_stored(values: Values, stored: StoredIdentity) -> Place:
+    if not text_of(values, "address"):
+        raise SettingError("pgraft.address", "", "must be set where pgraft.port is")
+    name = text_of(values, "name") or f"node{stored.node_id}"
+    return Place(name, stored.node_id, text_of(values, "address"), number_of(values, "port"))
+
+
 def _own_member(values: Values, members: tuple[Member, ...]) -> Member | None:
     """This node in the list, by name or by id; None when there is no list."""
     name, node_id = text_of(values, "name"), number_of(values, "node_id")
     if not members:
         return None
-    names = ", ".join(member.name for member in members)
+    rule = f"must be one of the names in pgraft.initial_cluster ({', '.join(m.name for m in members)})"
     if name:
         for member in members:
             if member.name == name:
                 return member
-        raise SettingError(
-            "pgraft.name", name, f"must be one of the names in pgraft.initial_cluster ({names})"
-        )
+        raise SettingError("pgraft.name", name, rule)
     if not node_id:
-        raise SettingError(
-            "pgraft.name", name, f"must be one of the names in pgraft.initial_cluster ({names})"
-        )
+        raise SettingError("pgraft.name", name, rule)
     if node_id > len(members):
         raise SettingError(
             "pgraft.node_id", node_id, f"must be 1 to {len(members)}, a place in pgraft.initial_cluster"

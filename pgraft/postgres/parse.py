@@ -10,6 +10,7 @@ from pgraft.postgres.settings import INT_MAX, Kind, Setting
 _NUMBER = re.compile(
     r"\s*([+-]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))\s*([A-Za-z]*)\s*\Z"
 )
+_BAD_OCTAL = re.compile(r"\s*[+-]?0[0-9]*[89][0-9]*\s*[A-Za-z]*\s*\Z")  # strtol stops at the 8 or 9
 _MEMORY_BYTES = {"B": 1, "kB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 _TIME_US = {"us": 1, "ms": 1000, "s": 10**6, "min": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
 _BOOL_WORDS = (("true", True), ("false", False), ("yes", True), ("no", False))
@@ -33,7 +34,7 @@ def parse_integer(text: str, unit: str) -> int | None:
     an int, which the caller checks along with the setting's own range.
     """
     match = _NUMBER.match(text)
-    if match is None:
+    if match is None or _BAD_OCTAL.match(text):
         return None
     number, given = match.groups()
     scale = _scale(given, unit) if given else (1, 1)

@@ -84,3 +84,30 @@ def is_shut_down(pgdata: str) -> bool:
         return False
     _, control_version, _, state = _CONTROL_HEAD.unpack(head)
     return control_version in _CONTROL_VERSIONS and state in _STATE_SHUT_DOWN
+
+
+def clear_zombie_locks(pgdata: str, socket_dirs: list[str]) -> list[str]:
+    """Remove the lock files of a postmaster that is a zombie; the paths that were removed.
+
+    PostgreSQL takes a lock file for stale when no process has its pid, and a zombie has one. It stays
+    for as long as its parent does not reap it: for ever where PID 1 of a container does not. Call it
+    only when no process of this data directory is left (find_backends).
+    """
+    pid_file = read_pid_file(pgdata)
+    if pid_file is None or not process.is_zombie(pid_file.pid):
+        return []
+    folders = {*socket_dirs, pid_file.socket_dir} - {""}
+    paths = [os.path.join(folder, f".s.PGSQL.{pid_file.port}.lock") for folder in sorted(folders)]
+    mine = [path for path in paths if _names_pid(path, pid_file.pid)]
+    removed = [os.path.join(pgdata, "postmaster.pid"), *mine]
+    for path in removed:
+        os.unlink(path)
+    return removed
+
+
+def _names_pid(path: str, pid: int) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline(32).strip() == str(pid)
+    except OSError:
+        return False

@@ -1,0 +1,121 @@
+"""One node on this machine: its directories, its PostgreSQL, its settings."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from pgraft.postgres import binaries, conffile, config, postmaster, reader
+from pgraft.postgres.binaries import Installation
+from pgraft.postgres.errors import PostgresError
+from pgraft.postgres.parse import parse_setting
+from pgraft.postgres.process import ProcessRef
+from pgraft.postgres.reader import Reader
+from pgraft.postgres.settings import BY_NAME, NodeConfig
+from pgraft_launcher import rundir
+from pgraft_launcher.errors import EXIT_NO_DATA_DIR, LaunchError
+from pgraft_launcher.rundir import Record
+
+_QUOTED = re.compile(r'"([^"]*)"')
+
+
+class Node:
+    """Where a node lives. `config_dir` is -D, `pgdata` the data itself: on Debian these differ."""
+
+    def __init__(self, installation: Installation, config_dir: Path, pgdata: str, data_dir: str) -> None:
+        self.installation = installation
+        self.config_dir = config_dir
+        self.pgdata = pgdata
+        self.data_dir = data_dir
+
+    def record(self) -> Record | None:
+        """What the last supervisor left."""
+        return rundir.load(self.data_dir)
+
+    def postmaster(self) -> ProcessRef | None:
+        """The postmaster, if it lives."""
+        return postmaster.find_postmaster(self.pgdata)
+
+    def config(self) -> NodeConfig | None:
+        """The configuration of the last start."""
+        try:
+            return msgspec.json.decode(
+                Path(rundir.path(self.data_dir, "node.json")).read_bytes(), type=NodeConfig
+            )
+        except (OSError, msgspec.DecodeError):
+            return None
+
+
+def data_argument(given: str | None) -> Path:
+    """-D, or PGDATA; it must be there."""
+    text = given or os.environ.get("PGDATA")
+    if not text:
+        raise LaunchError("no data directory given", hint="use -D DIR or set PGDATA", code=EXIT_NO_DATA_DIR)
+    path = Path(os.path.abspath(text))
+    try:
+        names = os.listdir(path)
+    except PermissionError as error:
+        raise LaunchError(
+            f"data directory {path} cannot be read: {error.strerror}",
+            hint="run this as its owner, or as root",
+            code=EXIT_NO_DATA_DIR,
+        ) from error
+    except OSError as error:
+        raise LaunchError(
+            f"data directory {path}: {error.strerror}",
+            hint="pgraft-launch init makes one",
+            code=EXIT_NO_DATA_DIR,
+        ) from error
+    if "PG_VERSION" not in names and "postgresql.conf" not in names:
+        raise LaunchError(
+            f"{path} is not a data directory of PostgreSQL",
+            hint="pgraft-launch init makes one",
+            code=EXIT_NO_DATA_DIR,
+        )
+    return path
+
+
+def remembered_options(pgdata: Path) -> list[str]:
+    """The options of the last start, from postmaster.opts, as pg_ctl restart takes them."""
+    try:
+        text = (pgdata / "postmaster.opts").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return []
+    words = _QUOTED.findall(text)
+    if words[:1] == ["-D"]:
+        words = words[2:]
+    return words
+
+
+def find(config_dir: Path, pg_config: str | None, options: list[str] | None = None) -> tuple[Node, Reader]:
+    """The node in this directory, and a reader of its settings with these options.
+
+    Without options, those of the last start count.
+    """
+    guess = reader.guess_data_directory(config_dir)
+    major = binaries.data_dir_version(guess)
+    if major is None:
+        raise LaunchError(
+            f"{guess} is not a data directory of PostgreSQL that can be read",
+            hint="pgraft-launch init makes one",
+            code=EXIT_NO_DATA_DIR,
+        )
+    told = conffile.read_notes(config_dir).get("bindir")
+    installation = binaries.find(pg_config, major=major, remembered=Path(told) if told else None)
+    if options is None:
+        options = remembered_options(guess)
+    settings = Reader(installation, config_dir, options)
+    pgdata = settings.read("data_directory")
+    return Node(installation, config_dir, pgdata, _data_dir(settings, pgdata)), settings
+
+
+def _data_dir(settings: Reader, pgdata: str) -> str:
+    name = "pgraft.data_dir"
+    try:
+        text = settings.read(name)
+    except PostgresError:
+        text = ""  # data_directory was read just before: this one is only not set
+    return config.data_dir_of({name: parse_setting(BY_NAME[name], text)}, pgdata)

@@ -1,0 +1,130 @@
+"""Everything before a start: settings read and validated, the segment made, the run directory written."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from pgraft import __version__
+from pgraft.postgres import config as configs
+from pgraft.postgres import environment
+from pgraft.postgres.config import StoredIdentity
+from pgraft.postgres.reader import Reader
+from pgraft.postgres.settings import NodeConfig
+from pgraft.shm import segment as segments
+from pgraft.shm.segment import Segment, SegmentError
+from pgraft_launcher import rundir
+from pgraft_launcher.errors import LaunchError
+from pgraft_launcher.node import Node
+from pgraft_launcher.rundir import Plan
+
+
+def stored_identity(data_dir: str) -> StoredIdentity | None:
+    """What the identity file says; None before the first start."""
+    if not os.path.exists(os.path.join(data_dir, "identity")):
+        return None
+    from pgraft.storage import StorageError, load_identity  # heavy, and only needed from the second start on
+
+    try:
+        identity = load_identity(Path(data_dir))
+    except StorageError as error:
+        raise LaunchError(str(error)) from error
+    return None if identity is None else StoredIdentity(identity.cluster_id, identity.node_id)
+
+
+def read_config(node: Node, settings: Reader) -> tuple[NodeConfig, list[str]]:
+    """The validated configuration, and the directories of PostgreSQL's sockets."""
+    server = settings.read_server()
+    config = configs.build_config(
+        configs.parse_values(settings.read_pgraft()),
+        server,
+        pgdata=node.pgdata,
+        data_dir=node.data_dir,
+        segment_name=segments.segment_name(Path(node.data_dir)),
+        stored=stored_identity(node.data_dir),
+    )
+    sockets = server.get("unix_socket_directories", "").split(",")
+    return config, [os.path.abspath(path.strip()) for path in sockets if path.strip()]
+
+
+def make_run_dir(data_dir: str) -> None:
+    """<data_dir>/run, ours alone."""
+    environment.prepare_data_dir(data_dir)
+    os.makedirs(rundir.path(data_dir), mode=0o700, exist_ok=True)
+
+
+def make_plan(
+    node: Node, config: NodeConfig, *, options: list[str], socket_dirs: list[str], log: str
+) -> Plan:
+    """What the supervisor needs to know."""
+    return Plan(
+        name=config.name,
+        config_dir=str(node.config_dir),
+        pgdata=node.pgdata,
+        data_dir=node.data_dir,
+        bindir=str(node.installation.bindir),
+        segment=config.segment_name,
+        options=options,
+        socket_dirs=socket_dirs,
+        log=log,
+        autostart=config.autostart,
+    )
+
+
+def make_segment(config: NodeConfig) -> None:
+    """A new segment, in the place of one that a crash left; and the doorbells."""
+    name = config.segment_name
+    epoch = _retire(name) + 1
+    try:
+        segment = segments.create(
+            name, command_ring_bytes=config.command_ring_bytes, slot_count=config.slot_count
+        )
+    except SegmentError as error:
+        raise LaunchError(
+            str(error),
+            hint="free space in /dev/shm, give the container more (--shm-size), or lower max_connections",
+        ) from error
+    _fill_header(segment, config)
+    segments.open_for_use(segment, epoch)
+    segment.close()
+    run = Path(rundir.path(config.data_dir))
+    for stale in run.glob("*.bell"):
+        stale.unlink()
+    segments.make_fifos(run, config.slot_count)
+    rundir.write_file(rundir.path(config.data_dir, "segment"), name + "\n")
+
+
+def write_config(config: NodeConfig) -> None:
+    """run/node.json, for worker and network process."""
+    rundir.write_file(rundir.path(config.data_dir, "node.json"), msgspec.json.encode(config).decode())
+
+
+def _retire(name: str) -> int:
+    """Take the old segment out of use; its epoch, or one that no segment has had before."""
+    try:
+        old = segments.attach(name)
+    except SegmentError:
+        segments.unlink(name)
+        return time.time_ns()
+    epoch = old.header["epoch"]
+    old.retire()
+    old.close()
+    segments.unlink(name)
+    return epoch
+
+
+def _fill_header(segment: Segment, config: NodeConfig) -> None:
+    header = segment.header
+    header["created_wall_ns"] = time.time_ns()
+    header["node_id"] = config.node_id
+    header["election_timeout_ms"] = config.election_timeout_ms
+    header["heartbeat_interval_ms"] = config.heartbeat_interval_ms
+    header["max_entry_bytes"] = config.max_entry_bytes
+    segment.set_text("version", __version__)
+    segment.set_text("node_name", config.name)
+    segment.set_text("cluster_id", config.cluster_id)
+    segment.set_text("data_dir", config.data_dir)
+    segment.set_text("pgdata", config.pgdata)

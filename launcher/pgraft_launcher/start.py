@@ -1,0 +1,184 @@
+"""`start` and `run`: a new node, or what a dead supervisor has left, taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from typing import Any
+
+from pgraft.postgres.environment import check_environment
+from pgraft.postgres.process import ProcessRef
+from pgraft.postgres.reader import Reader
+from pgraft.shm import segment as segments
+from pgraft_launcher import daemon, prepare, rundir
+from pgraft_launcher.errors import LaunchError
+from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
+from pgraft_launcher.node import Node
+from pgraft_launcher.policy import Part
+from pgraft_launcher.progress import Progress
+from pgraft_launcher.rundir import Plan, Record
+
+PROGRESS_TICK_S = 0.2
+
+
+class StartOptions:
+    """What the command line asks of a start."""
+
+    def __init__(self, *, log: str | None, wait: bool, timeout_s: float, progress: Progress) -> None:
+        self.log = log
+        self.wait = wait
+        self.timeout_s = timeout_s
+        self.progress = progress
+
+
+def start(node: Node, settings: Reader, options: StartOptions) -> None:
+    """Start the node as a daemon and wait until it serves. LaunchError when it does not."""
+    lock = _lock(node)
+    log = _open_log(node, options.log)
+    _prepare(node, settings, log.path, options.progress)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    argv = daemon.supervisor_argv(node.data_dir, report_fd=writer, lock_fd=lock)
+    daemon.spawn(argv, log.descriptor, [writer, lock])
+    for number in (writer, lock, log.descriptor):
+        os.close(number)
+    if not options.wait:
+        options.progress.say("node starting")
+        return
+    options.progress.begin("waiting for the node to start")
+    _conclude(_await_report(reader, options), node, log, options)
+
+
+def run(node: Node, settings: Reader, progress: Progress) -> None:
+    """Become the supervisor in the foreground, logging to our stderr. Does not return."""
+    lock = _lock(node)
+    _prepare(node, settings, "", progress)
+    daemon.replace_self(daemon.supervisor_argv(node.data_dir, lock_fd=lock), [lock])
+
+
+def _lock(node: Node) -> int:
+    prepare.make_run_dir(node.data_dir)
+    lock = rundir.take_lock(node.data_dir)
+    if lock is None:
+        record = node.record()
+        pid = record.supervisor.pid if record and record.supervisor else 0
+        who = f"supervisor PID {pid}" if pid else "another command is starting it"
+        raise LaunchError(
+            f"the node in {node.config_dir} is already running ({who})",
+            hint="pgraft-launch status shows it, restart starts it anew",
+        )
+    return lock
+
+
+def _open_log(node: Node, path: str | None) -> ServerLog:
+    chosen = os.path.abspath(path) if path else os.path.join(node.data_dir, DEFAULT_NAME)
+    try:
+        return ServerLog(chosen, is_default=path is None)
+    except OSError as error:
+        raise LaunchError(f"cannot open the log file {chosen}: {error.strerror}") from error
+
+
+def _prepare(node: Node, settings: Reader, log: str, progress: Progress) -> None:
+    """Write the run directory for a supervisor that starts, or takes over, the node."""
+    record = node.record()
+    living = record.living() if record else {}
+    running = node.postmaster()
+    if running is not None:
+        living[Part.POSTMASTER] = running
+    if record is not None and _can_take_over(record, living):
+        progress.say("the node runs without a supervisor: taking it over")
+        if settings.options and settings.options != record.plan.options:
+            progress.say("PostgreSQL goes on with the options that it was started with")
+        record.plan.log = log
+        record.processes, record.supervisor = living, None
+        rundir.save(record)
+        return
+    rundir.save(Record(_fresh(node, settings, log), None, living))
+
+
+def _can_take_over(record: Record, living: dict[Part, ProcessRef]) -> bool:
+    """Whether the segment of what lives is there; refuses where it was taken away from a living worker."""
+    if not living:
+        return False
+    try:
+        segments.attach(record.plan.segment).close()
+    except segments.SegmentError as error:
+        if set(living) == {Part.POSTMASTER}:
+            return False
+        raise LaunchError(
+            f"{error}, although processes of the node live: another program has removed it",
+            hint="pgraft-launch stop, then start; systemd's RemoveIPC=yes does this when a user logs out",
+        ) from error
+    return True
+
+
+def _fresh(node: Node, settings: Reader, log: str) -> Plan:
+    config, sockets = prepare.read_config(node, settings)
+    check_environment(config)
+    prepare.make_segment(config)
+    prepare.write_config(config)
+    return prepare.make_plan(node, config, options=settings.options, socket_dirs=sockets, log=log)
+
+
+def _await_report(reader: int, options: StartOptions) -> dict[str, Any] | None:
+    """The supervisor's report; None when the time is up. {} when it has died without one."""
+    deadline = time.monotonic() + options.timeout_s
+    poller = select.poll()
+    poller.register(reader, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        if poller.poll(int(min(left, PROGRESS_TICK_S) * 1000)):
+            line = os.read(reader, select.PIPE_BUF)
+            report: dict[str, Any] = json.loads(line) if line else {}
+            if report.get("is_stopping"):
+                _await_end(reader, deadline, options.progress)
+            return report
+        options.progress.dot()
+    return None
+
+
+def _await_end(reader: int, deadline: float, progress: Progress) -> None:
+    """Until the supervisor has closed its end, which it does when all is stopped and it leaves."""
+    poller = select.poll()
+    poller.register(reader, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        if poller.poll(int(min(left, PROGRESS_TICK_S) * 1000)) and not os.read(reader, select.PIPE_BUF):
+            return
+        progress.dot()
+
+
+def _conclude(report: dict[str, Any] | None, node: Node, log: ServerLog, options: StartOptions) -> None:
+    progress = options.progress
+    if report is None:
+        progress.end("stopped waiting")
+        raise LaunchError(
+            f"the node did not start within {options.timeout_s:g} s; it goes on starting",
+            hint=f"see {log.path}, and pgraft-launch status",
+        )
+    if report.get("event") == "started":
+        progress.end("done")
+        record = node.record()
+        pid = record.supervisor.pid if record and record.supervisor else 0
+        progress.say(f"node started (supervisor PID {pid}), log in {log.path}")
+        return
+    progress.end("failed")
+    raise _failure(report, log)
+
+
+def _failure(report: dict[str, Any], log: ServerLog) -> LaunchError:
+    if not report:
+        _show(log)
+        return LaunchError("the supervisor died while starting the node", hint=f"see {log.path}")
+    if report["part"] == Part.POSTMASTER.value:
+        _show(log)
+        return LaunchError(f"could not start the node: {report['text']}", hint=f"see {log.path}")
+    message, hint = log.complaint(report["pid"])
+    return LaunchError(
+        message or f"could not start the node: {report['text']}", hint=hint or f"see {log.path}"
+    )
+
+
+def _show(log: ServerLog) -> None:
+    for line in log.tail():
+        print(line, file=sys.stderr)

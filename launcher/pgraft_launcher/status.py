@@ -1,0 +1,196 @@
+"""`status`: what the segment and the record say about a node, running or not."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import Any
+
+from pgraft.postgres import conffile, postmaster, process
+from pgraft.postgres.config import parse_values
+from pgraft.postgres.errors import PostgresError
+from pgraft.postgres.members import join_address
+from pgraft.postgres.process import ProcessRef
+from pgraft.postgres.reader import Reader
+from pgraft.postgres.settings import NodeConfig
+from pgraft.shm import segment as segments
+from pgraft.shm.blocks import BlockUnreadable, Status, read_status
+from pgraft.shm.layout import WorkerState
+from pgraft.shm.segment import Segment, SegmentError
+from pgraft.shm.words import now_ns
+from pgraft_launcher import rundir
+from pgraft_launcher.node import Node
+from pgraft_launcher.policy import TITLES, Part
+
+_ALL_INTERFACES = ("*", "0.0.0.0", "::")
+
+
+class NodeStatus:
+    """One look at a node."""
+
+    def __init__(self, node: Node, settings: Reader) -> None:
+        self.node = node
+        record = node.record()
+        living = record.living() if record else {}
+        running = node.postmaster()
+        if running is not None:
+            living[Part.POSTMASTER] = running
+        self.processes: dict[Part, ProcessRef] = living
+        self.supervisor = record.living_supervisor() if record else None
+        self.given_up = record.given_up if record else {}
+        self.config = node.config()
+        self.dsn = dsn(node, settings)
+        self.state, self.error = "stopped", ""
+        self.is_leader = False
+        self.raft = Status()
+        self._name, self._node_id, self._raft_address = _identity(self.config, settings)
+        self._read_segment()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether PostgreSQL runs: what pg_ctl status tells by its exit code."""
+        return Part.POSTMASTER in self.processes
+
+    def _read_segment(self) -> None:
+        name = rundir.read_segment_name(self.node.data_dir)
+        if not name:
+            return
+        try:
+            segment = segments.attach(name, readonly=True)
+        except SegmentError as error:
+            self.error = str(error)
+            return
+        try:
+            self._read_worker(segment)
+            self.raft = read_status(segment)
+        except BlockUnreadable:
+            return  # a worker that has only just begun has published nothing
+        finally:
+            segment.close()
+
+    def _read_worker(self, segment: Segment) -> None:
+        worker = segment.worker
+        self.is_leader = worker["lease_end_ns"] > now_ns()
+        if Part.WORKER not in self.processes:
+            return
+        self.state = _state_name(worker["state"])
+        if self.state == "error":
+            self.error = segment.worker_text("error")
+        elif worker["beat_ns"] + segment.header["election_timeout_ms"] * 1_000_000 < now_ns():
+            self.state, self.error = "error", "the Raft worker has been silent for an election timeout"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object of `status --json`."""
+        runs = Part.WORKER in self.processes
+        return {
+            "name": self._name,
+            "node_id": self._node_id,
+            "state": self.state,
+            "is_leader": self.is_leader,
+            "leader": self.raft.leader_id if runs else 0,
+            "term": self.raft.term,
+            "commit_index": self.raft.commit_index,
+            "data_dir": self.node.pgdata,
+            "raft_data_dir": self.node.data_dir,
+            "dsn": self.dsn,
+            "raft_address": self._raft_address,
+            "pids": {
+                "supervisor": self.supervisor.pid if self.supervisor else None,
+                "worker": self._pid(Part.WORKER),
+                "network": self._pid(Part.NETWORK),
+                "postmaster": self._pid(Part.POSTMASTER),
+            },
+            "given_up": {part.value: why for part, why in self.given_up.items()},
+            "error": self.error,
+        }
+
+    def _pid(self, part: Part) -> int | None:
+        ref = self.processes.get(part)
+        return ref.pid if ref else None
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        supervisor = f"PID {self.supervisor.pid}" if self.supervisor else "not running"
+        state = "is running" if self.is_running else "is not running"
+        title = f"node {self._name} ({self._node_id})" if self._name else "node"
+        out = [f"pgraft-launch: {title} {state} in {self.node.pgdata}", f"  supervisor       {supervisor}"]
+        if self.supervisor is None and self.processes:
+            out[-1] += " (pgraft-launch start takes the node over)"
+        for part in (Part.POSTMASTER, Part.WORKER, Part.NETWORK):
+            out.append(f"  {TITLES[part]:<16} {self._process_text(part)}")
+        if Part.WORKER in self.processes:
+            role = "this node is the leader" if self.is_leader else f"leader is node {self.raft.leader_id}"
+            role = role if self.is_leader or self.raft.leader_id else "no leader is known"
+            out.append(
+                f"  Raft             {self.state}, {role}, term {self.raft.term},"
+                f" commit index {self.raft.commit_index}, at {self._raft_address}"
+            )
+        if self.error:
+            out.append(f"  error            {self.error}")
+        out.append(f'  connect with     {self.node.installation.program("psql")} "{self.dsn}"')
+        return out
+
+    def _process_text(self, part: Part) -> str:
+        ref = self.processes.get(part)
+        if ref is not None:
+            return f"PID {ref.pid}"
+        why = self.given_up.get(part)
+        return f"not running: {why}" if why else "not running"
+
+
+def _state_name(state: int) -> str:
+    try:
+        return WorkerState(state).name.lower()
+    except ValueError:
+        return "error"
+
+
+def _identity(config: NodeConfig | None, settings: Reader) -> tuple[str, int, str]:
+    """Name, id and Raft address; of a node that has never been started, as far as its settings tell."""
+    if config is not None:
+        return config.name, config.node_id, join_address(config.address, config.port)
+    try:
+        values = parse_values(settings.read_pgraft())
+    except PostgresError:
+        return "", 0, ""
+    address, port = str(values["pgraft.address"]), int(values["pgraft.port"])
+    return (
+        str(values["pgraft.name"]),
+        int(values["pgraft.node_id"]),
+        join_address(address, port) if address else "",
+    )
+
+
+def conninfo(words: dict[str, str]) -> str:
+    """A libpq connection string: values with spaces or quotes in quotes."""
+    parts = []
+    for key, value in words.items():
+        plain = value and not any(c in value for c in " '\\\t\n")
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        parts.append(f"{key}={value}" if plain else f"{key}='{escaped}'")
+    return " ".join(parts)
+
+
+def dsn(node: Node, settings: Reader) -> str:
+    """How a local superuser connects: by the Unix socket where there is one."""
+    pid_file = postmaster.read_pid_file(node.pgdata)
+    if pid_file is not None and pid_file.port and process.start_ticks(pid_file.pid) is not None:
+        port, host = str(pid_file.port), pid_file.socket_dir or pid_file.listen_address
+    else:
+        port = settings.read("port")
+        sockets = settings.read("unix_socket_directories").split(",")[0].strip()
+        host = os.path.abspath(sockets) if sockets else settings.read("listen_addresses").split(",")[0]
+    host = "localhost" if host.strip() in ("", *_ALL_INTERFACES) else host.strip()
+    return conninfo({"host": host, "port": port, "dbname": "postgres", "user": superuser(node)})
+
+
+def superuser(node: Node) -> str:
+    """The bootstrap superuser: as init noted it, else called like the owner of the data, initdb's default."""
+    noted = conffile.read_notes(node.config_dir).get("superuser")
+    if noted:
+        return noted
+    owner = os.stat(node.pgdata).st_uid
+    try:
+        return pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return str(owner)

@@ -1,0 +1,140 @@
+"""`stop` and `reload`: through the supervisor, or without one where it died."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+from pgraft.postgres import binaries, process
+from pgraft.postgres.process import ProcessRef
+from pgraft.shm.segment import segment_name
+from pgraft_launcher import daemon, rundir
+from pgraft_launcher.errors import LaunchError
+from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
+from pgraft_launcher.node import Node
+from pgraft_launcher.policy import Part, StopMode
+from pgraft_launcher.progress import Progress
+from pgraft_launcher.rundir import Plan, Record
+from pgraft_launcher.supervisor import SIGNAL_BY_STOP, STOP_MODES
+
+PROGRESS_TICK_S = 0.2
+
+
+class StopOptions:
+    """What the command line asks of a stop."""
+
+    def __init__(self, *, mode: StopMode, wait: bool, timeout_s: float, progress: Progress) -> None:
+        self.mode = mode
+        self.wait = wait
+        self.timeout_s = timeout_s
+        self.progress = progress
+
+
+def is_running(node: Node) -> bool:
+    """Whether any process of the node lives."""
+    record = node.record()
+    if record is not None and (record.living_supervisor() or record.living()):
+        return True
+    return node.postmaster() is not None
+
+
+def stop(node: Node, options: StopOptions) -> None:
+    """Stop all three parts, in order. LaunchError when nothing runs, or something does not end in time."""
+    record = node.record()
+    supervisor = record.living_supervisor() if record else None
+    if supervisor is not None:
+        ending = _ask(supervisor, options.mode)
+    else:
+        ending = _stop_orphans(node, record, options)
+    if not options.wait:
+        options.progress.say("node shutting down")
+        return
+    options.progress.begin("waiting for the node to stop")
+    if not _await(ending, options):
+        options.progress.end("failed")
+        raise LaunchError(
+            f"the node did not stop within {options.timeout_s:g} s; it goes on stopping",
+            hint="-m fast disconnects the sessions that a smart stop waits for",
+        )
+    options.progress.end("done")
+    options.progress.say("node stopped")
+
+
+def _ask(supervisor: ProcessRef, mode: StopMode) -> int | None:
+    ending = process.open_pidfd(supervisor)
+    if ending is not None:
+        signal.pidfd_send_signal(ending, SIGNAL_BY_STOP[mode])
+    return ending
+
+
+def _stop_orphans(node: Node, record: Record | None, options: StopOptions) -> int:
+    """Nobody supervises: a supervisor that only stops does it. Returns a descriptor that ends with it."""
+    living = record.living() if record else {}
+    running = node.postmaster()
+    if running is not None:
+        living[Part.POSTMASTER] = running
+    if not living:
+        raise LaunchError(f"the node in {node.config_dir} is not running", hint="nothing to stop")
+    os.makedirs(rundir.path(node.data_dir), mode=0o700, exist_ok=True)
+    lock = rundir.take_lock(node.data_dir)
+    if lock is None:
+        raise LaunchError("another command is starting or stopping the node", hint="try again")
+    rundir.save(Record(record.plan if record else _plan_without_record(node), None, living))
+    log = ServerLog(os.path.join(node.data_dir, DEFAULT_NAME), is_default=True)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    argv = daemon.supervisor_argv(
+        node.data_dir, report_fd=writer, lock_fd=lock, stop=STOP_MODES.index(options.mode)
+    )
+    daemon.spawn(argv, log.descriptor, [writer, lock])
+    for number in (writer, lock, log.descriptor):
+        os.close(number)
+    return reader
+
+
+def _plan_without_record(node: Node) -> Plan:
+    return Plan(
+        name="",
+        config_dir=str(node.config_dir),
+        pgdata=node.pgdata,
+        data_dir=node.data_dir,
+        bindir=str(node.installation.bindir),
+        segment=rundir.read_segment_name(node.data_dir) or segment_name(Path(node.data_dir)),
+        options=[],
+        socket_dirs=[],
+        log="",
+        autostart=True,
+    )
+
+
+def _await(ending: int | None, options: StopOptions) -> bool:
+    """Until a pidfd or a pipe's other end says that the supervisor has left."""
+    if ending is None:
+        return True
+    deadline = time.monotonic() + options.timeout_s
+    poller = select.poll()
+    poller.register(ending, select.POLLIN)
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            if poller.poll(int(min(left, PROGRESS_TICK_S) * 1000)):
+                return True
+            options.progress.dot()
+        return False
+    finally:
+        os.close(ending)
+
+
+def reload(node: Node, progress: Progress) -> None:
+    """PostgreSQL reads its files again, and the network process its certificates."""
+    if node.postmaster() is None:
+        raise LaunchError(f"the node in {node.config_dir} is not running", hint="pgraft-launch start")
+    binaries.run([node.installation.program("pg_ctl"), "reload", "-s", "-D", node.pgdata])
+    record = node.record()
+    network = record.living().get(Part.NETWORK) if record else None
+    descriptor = process.open_pidfd(network) if network else None
+    if descriptor is not None:
+        signal.pidfd_send_signal(descriptor, signal.SIGHUP)
+        os.close(descriptor)
+    progress.say("node signaled")
