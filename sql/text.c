@@ -1,0 +1,117 @@
+/*
+ * text.c: checksums, text that comes from outside, and the errors that more than one file raises.
+ */
+#include "pgraft.h"
+
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/pg_crc.h"
+
+/*
+ * The CRC-32 of zlib, which the Python side uses; PostgreSQL calls it the traditional one.
+ */
+uint32
+pgraft_crc32_start(void)
+{
+	pg_crc32	crc;
+
+	INIT_TRADITIONAL_CRC32(crc);
+	return crc;
+}
+
+uint32
+pgraft_crc32_add(uint32 crc, const void *data, size_t length)
+{
+	COMP_TRADITIONAL_CRC32(crc, data, length);
+	return crc;
+}
+
+uint32
+pgraft_crc32_end(uint32 crc)
+{
+	FIN_TRADITIONAL_CRC32(crc);
+	return crc;
+}
+
+/*
+ * Text of a message, as a C string in the database's encoding. It never fails: what is not valid
+ * there, and in databases other than UTF-8 all that is not ASCII, becomes a question mark.
+ */
+char *
+pgraft_safe_text(const char *bytes, size_t length)
+{
+	char	   *copy = pnstrdup(bytes, length);
+	size_t		copied = strlen(copy);
+	bool		is_whole = GetDatabaseEncoding() == PG_UTF8 &&
+		pg_verify_mbstr(PG_UTF8, copy, (int) copied, true);
+
+	for (size_t i = 0; i < copied; i++)
+	{
+		unsigned char c = (unsigned char) copy[i];
+
+		if ((c >= 0x80 && !is_whole) || (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f)
+			copy[i] = '?';
+	}
+	return copy;
+}
+
+/*
+ * The next part of "message\0detail\0hint"; NULL when there is none or it is empty.
+ */
+static char *
+next_part(const char **at, const char *end)
+{
+	const char *start = *at;
+	size_t		length = 0;
+
+	if (start >= end)
+		return NULL;
+	length = strnlen(start, (size_t) (end - start));
+	*at = start + length + 1;
+	return length == 0 ? NULL : pgraft_safe_text(start, length);
+}
+
+/*
+ * Raise what an error outcome says.
+ */
+void
+pgraft_raise(int sqlstate, const char *payload, size_t length)
+{
+	const char *at = payload;
+	const char *end = payload + length;
+	char	   *message = next_part(&at, end);
+	char	   *detail = next_part(&at, end);
+	char	   *hint = next_part(&at, end);
+
+	ereport(ERROR,
+			(errcode(sqlstate),
+			 errmsg("%s", message != NULL ? message : "the command failed"),
+			 detail != NULL ? errdetail_internal("%s", detail) : 0,
+			 hint != NULL ? errhint("%s", hint) : 0));
+	pg_unreachable();
+}
+
+void
+pgraft_error_gone(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("pgraft is not running on this node"),
+			 errdetail("%s", pgraft_segment.base != NULL ?
+					   "The raft worker is not there, or has been silent for too long." :
+					   pgraft_attach_problem()),
+			 errhint("Start it with: pgraft-launch start -D %s", DataDir)));
+	pg_unreachable();
+}
+
+void
+pgraft_warn_gone(void)
+{
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("pgraft is not running on this node"),
+			 pgraft_segment.base != NULL ?
+			 errdetail("These are the last values that it left.") :
+			 errdetail("There are no last values: %s", pgraft_attach_problem()),
+			 errhint("Start it with: pgraft-launch start -D %s", DataDir)));
+}
