@@ -60,26 +60,32 @@ class Node(msgspec.Struct):
         return [pid for part in PYTHON_PARTS if (pid := self.pids.get(part))]
 
 
+INSTALLED = Path(sys.executable).with_name("pgraft-launch")
+
+
 def launcher_command() -> list[str]:
     """pgraft-launch: the script beside this Python, or the module of this source tree."""
-    script = Path(sys.executable).with_name("pgraft-launch")
-    if script.exists():
-        return [str(script)]
-    return [sys.executable, "-c", "import sys; from pgraft_launcher.cli import main; sys.exit(main())"]
+    return [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "pgraft_launcher"]
+
+
+def environment() -> dict[str, str]:
+    """What programs of pgraft need to run: this source tree, where pgraft is not installed."""
+    variables = dict(os.environ)
+    if not INSTALLED.exists():
+        paths = [str(REPO), str(REPO / "launcher"), variables.get("PYTHONPATH", "")]
+        variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return variables
 
 
 def launch(*arguments: str, accept: tuple[int, ...] = (0,)) -> str:
     """Run pgraft-launch and return what it prints. BenchError when its exit status is not one to `accept`."""
-    environment = dict(os.environ)
-    paths = [str(REPO), str(REPO / "launcher"), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     try:
         done = subprocess.run(
             [*launcher_command(), *arguments],
             capture_output=True,
             text=True,
             timeout=LAUNCH_WAIT_S,
-            env=environment,
+            env=environment(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:

@@ -1,4 +1,4 @@
-"""`python -m bench.fill DATA_DIR COUNT`: entries for the log of a stopped node, in a cluster of one.
+"""`fill.py DATA_DIR COUNT`: entries for the log of a stopped node, in a cluster of one.
 
 Through pgraft.storage, so that the files are what a worker would have written, in a fraction of the
 time that a million commits take.

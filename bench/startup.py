@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.cluster import REPO, Node, launch, start_node, wait_for
+from bench.cluster import Node, environment, launch, start_node, wait_for
 from bench.etcd import free_ports
 from bench.samples import BenchError
 
@@ -84,13 +84,17 @@ def _status(pgdata: Path) -> dict[str, object]:
 
 def _fill(pgdata: Path, entries: int, owner: int) -> None:
     raft_dir = str(_status(pgdata)["raft_data_dir"])
-    command = [sys.executable, "-m", "bench.fill", raft_dir, str(entries)]
+    # By standard input: the node's user may not be allowed to read this source tree.
+    script = Path(__file__).with_name("fill.py").read_text()
+    command = [sys.executable, "-", raft_dir, str(entries)]
     identity = {"user": owner, "group": pwd.getpwuid(owner).pw_gid} if os.geteuid() == 0 else {}
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
-        cwd=REPO,
+        input=script,
+        cwd="/",
+        env=environment(),
         timeout=FILL_WAIT_S,
         check=False,
         **identity,  # type: ignore[call-overload]
