@@ -15,7 +15,7 @@ from typing import NoReturn
 from pgraft import __version__
 from pgraft.postgres import reader
 from pgraft.postgres.errors import PostgresError
-from pgraft_launcher import extension, init, node, privileges, start, stop
+from pgraft_launcher import demo, extension, init, node, privileges, start, stop
 from pgraft_launcher.errors import EXIT_FAILED, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.policy import StopMode
 from pgraft_launcher.progress import Progress
@@ -149,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         for group in groups:
             group(command)
     extension.add_command(commands)
+    demo.add_command(commands)
     return parser
 
 

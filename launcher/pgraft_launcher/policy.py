@@ -263,7 +263,7 @@ class Policy:
         if self._stopping is not None and _FORCE.index(mode) <= _FORCE.index(self._stopping):
             return []
         self._stopping = mode
-        actions: list[Action] = [Say("LOG", f"received a request for a {mode.value} shutdown of the node")]
+        actions: list[Action] = [Say("LOG", f"received a request to stop the node, mode {mode.value}")]
         if self._starting:
             self._starting = False
             actions.append(StartFailed(Part.POSTMASTER, "the node was stopped while it was starting", True))

@@ -172,11 +172,9 @@ def _failure(report: dict[str, Any], log: ServerLog) -> LaunchError:
         return LaunchError("the supervisor died while starting the node", hint=f"see {log.path}")
     if report["part"] == Part.POSTMASTER.value:
         _show(log)
-        return LaunchError(f"could not start the node: {report['text']}", hint=f"see {log.path}")
     message, hint = log.complaint(report["pid"])
-    return LaunchError(
-        message or f"could not start the node: {report['text']}", hint=hint or f"see {log.path}"
-    )
+    text = message or report["text"]
+    return LaunchError(f"could not start the node: {text}", hint=hint or f"see {log.path}")
 
 
 def _show(log: ServerLog) -> None:

@@ -43,7 +43,7 @@ class NodeStatus:
         self.state, self.error = "stopped", ""
         self.is_leader = False
         self.raft = Status()
-        self._name, self._node_id, self._raft_address = _identity(self.config, settings)
+        self.name, self.node_id, self._raft_address = _identity(self.config, settings)
         self._read_segment()
 
     @property
@@ -83,8 +83,8 @@ class NodeStatus:
         """The object of `status --json`."""
         runs = Part.WORKER in self.processes
         return {
-            "name": self._name,
-            "node_id": self._node_id,
+            "name": self.name,
+            "node_id": self.node_id,
             "state": self.state,
             "is_leader": self.is_leader,
             "leader": self.raft.leader_id if runs else 0,
@@ -112,7 +112,7 @@ class NodeStatus:
         """The same for people."""
         supervisor = f"PID {self.supervisor.pid}" if self.supervisor else "not running"
         state = "is running" if self.is_running else "is not running"
-        title = f"node {self._name} ({self._node_id})" if self._name else "node"
+        title = f"node {self.name} ({self.node_id})" if self.name else "node"
         out = [f"pgraft-launch: {title} {state} in {self.node.pgdata}", f"  supervisor       {supervisor}"]
         if self.supervisor is None and self.processes:
             out[-1] += " (pgraft-launch start takes the node over)"
@@ -127,7 +127,8 @@ class NodeStatus:
             )
         if self.error:
             out.append(f"  error            {self.error}")
-        out.append(f'  connect with     {self.node.installation.program("psql")} "{self.dsn}"')
+        if self.is_running:
+            out.append(f'  connect with     {self.node.installation.program("psql")} "{self.dsn}"')
         return out
 
     def _process_text(self, part: Part) -> str:

