@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transport_nodes import Cluster
+
+from tests.support.transport_nodes import Cluster
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transport_nodes import Cluster
-
 from pgraft.transport.records import RecordKind
+from tests.support.transport_nodes import Cluster
 
 
 def test_messages_travel_both_ways(cluster: Cluster) -> None:

@@ -21,7 +21,7 @@ from pgraft.shm.doorbell import Bell, BellListener
 from pgraft.transport import records
 from pgraft.transport.records import NetIdentity, RecordKind
 
-REPO = Path(__file__).resolve().parents[3]
+REPO = Path(__file__).resolve().parents[2]
 WAIT_S = 10.0
 
 
