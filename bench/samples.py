@@ -57,14 +57,19 @@ def in_window(requests: Iterable[Request], warm_up_s: float, seconds: float) -> 
 
 
 def summarise(rounds: Sequence[Sequence[Request]], clients: int, seconds: float) -> LoadFigures:
-    """Figures over all rounds; each round's window is `seconds` long."""
-    ordered = sorted(r.took_us / 1000 for one in rounds for r in one)
+    """Figures over all rounds; each round's window is `seconds` long.
+
+    A time of 0 counts in the rate only: pgbench reads its clock once a wake-up, and writes 0 when it
+    was put aside by the scheduler until the answer was there (pgbench.c, pg_time_now_lazy).
+    """
+    requests = sum(len(one) for one in rounds)
+    ordered = sorted(r.took_us / 1000 for one in rounds for r in one if r.took_us > 0)
     if not ordered:
         raise BenchError(f"no request finished in the window with {clients} clients")
     return LoadFigures(
         clients=clients,
-        requests=len(ordered),
-        per_second=len(ordered) / (seconds * len(rounds)),
+        requests=requests,
+        per_second=requests / (seconds * len(rounds)),
         min_ms=ordered[0],
         p50_ms=percentile(ordered, 0.50),
         mean_ms=statistics.fmean(ordered),

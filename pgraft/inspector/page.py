@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pgraft.inspector.picture import MemberPicture, Picture, StatusPicture
+from pgraft.inspector.picture import ROLE_NAMES, MemberPicture, Picture, StatusPicture
 from pgraft.inspector.rings import RingsPicture, RingUsage, SlotPicture, WaitingCommand, WaitingMessage
 from pgraft.inspector.text import ago, size, table
+from pgraft.shm.layout import Role
 
 ROWS_SHOWN_MAX = 40
 """Waiting records of one ring, and slots, that a page shows; json shows them all."""
@@ -84,7 +85,8 @@ def _members(picture: Picture) -> list[str]:
     if not picture.members:
         return ["no members known"]
     columns = ["node", "address", "state", "term", "commit", "last", "match", "next", "heard", ""]
-    rows = [_member_row(member) for member in picture.members]
+    leads = picture.status is not None and picture.status.role == ROLE_NAMES[Role.LEADER]
+    rows = [_member_row(member, leads) for member in picture.members]
     lines = table(columns, rows, left=frozenset({1, 2, 9}))
     if picture.removed:
         shown = ", ".join(map(str, picture.removed[:ROWS_SHOWN_MAX]))
@@ -92,7 +94,8 @@ def _members(picture: Picture) -> list[str]:
     return lines
 
 
-def _member_row(member: MemberPicture) -> list[str]:
+def _member_row(member: MemberPicture, leads: bool) -> list[str]:
+    """How far a member's log is known to match counts on the leader, and for the others."""
     marks = [
         mark
         for mark, holds in (
@@ -103,7 +106,8 @@ def _member_row(member: MemberPicture) -> list[str]:
         )
         if holds
     ]
-    numbers = (member.term, member.commit_index, member.last_index, member.match_index, member.next_index)
+    numbers = [member.term, member.commit_index, member.last_index]
+    numbers += [member.match_index, member.next_index] if leads and not member.is_self else [None, None]
     return [
         str(member.node_id),
         f"{member.address}:{member.port}" if member.address is not None else "?",

@@ -32,6 +32,12 @@ def test_summary_over_two_rounds():
     assert figures == LoadFigures(4, 4, 1.0, 1.0, 2.0, 4.0, 10.0)
 
 
+def test_unmeasured_time_counts_as_a_request_only():
+    figures = summarise([[Request(0, 0), Request(0, 2000)]], clients=1, seconds=1)
+    assert (figures.requests, figures.per_second) == (2, 2.0)
+    assert (figures.min_ms, figures.mean_ms) == (2.0, 2.0)
+
+
 def test_no_request_is_an_error_not_a_zero():
     with pytest.raises(BenchError):
         summarise([[]], clients=1, seconds=1)
