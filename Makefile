@@ -31,7 +31,7 @@ $(BIN)/python:
 
 $(STAMP): $(BIN)/python pyproject.toml
 	@echo "== installing what pgraft needs (about a minute the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=23' 'setuptools>=68'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=23' 'setuptools>=77'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[embedded,dev]'
 	@touch $@
 

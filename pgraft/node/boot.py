@@ -127,6 +127,10 @@ def build_node(
     node = Node(config, core, roster, board, outbox, desk, segment, quiet, now)
     if not core.membership_log.current.nodes:
         roster.log_waiting()
-    recovered = store.recovered
-    log("DEBUG", f"node {config.node_id} recovered {recovered}")
+    if store.recovered.cut_bytes:
+        log(
+            "LOG",
+            f"node {config.node_id} cut a torn batch of {store.recovered.cut_bytes} bytes off its entry log",
+            detail="It was being written when the node went down, and was never acknowledged.",
+        )
     return node
