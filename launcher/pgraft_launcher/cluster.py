@@ -132,8 +132,7 @@ class Cluster:
 
     def _start(self, member: DemoMember, progress: Progress, timeout_s: float) -> None:
         found, settings = self._find(member, [])
-        record = found.record()
-        if record is not None and record.living_supervisor():
+        if found.supervisor() is not None:
             progress.say(f"{member.name} is running already")
             return
         progress.begin(f"starting {member.name}")
@@ -236,9 +235,8 @@ class Cluster:
 
     def _kill(self, found: node.Node, timeout_s: float) -> None:
         """What two stops did not end (a stopped process, say) has nothing left to lose: it is a demo."""
-        record = found.record()
-        refs = list(record.living().values()) if record else []
-        refs += [ref for ref in [record.living_supervisor() if record else None, found.postmaster()] if ref]
+        supervisor = found.supervisor()
+        refs = ([supervisor] if supervisor else []) + list(found.living().values())
         for ref in refs:
             descriptor = process.open_pidfd(ref)
             if descriptor is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -17,6 +18,8 @@ from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import BY_NAME, NodeConfig
 from pgraft_launcher import rundir
 from pgraft_launcher.errors import EXIT_NO_DATA_DIR, LaunchError
+from pgraft_launcher.pages import Pages
+from pgraft_launcher.policy import Part
 from pgraft_launcher.rundir import Record
 
 _QUOTED = re.compile(r'"([^"]*)"')
@@ -38,6 +41,27 @@ class Node:
     def postmaster(self) -> ProcessRef | None:
         """The postmaster, if it lives."""
         return postmaster.find_postmaster(self.pgdata)
+
+    def living(self) -> dict[Part, ProcessRef]:
+        """The processes of this node that live, whoever started them.
+
+        The segment's header knows first; the record knows, too, when the segment was taken away.
+        """
+        record = self.record()
+        found = record.living() if record else {}
+        name = rundir.read_segment_name(self.data_dir)
+        if name:
+            with contextlib.suppress(OSError):
+                found |= Pages(name).living()
+        running = self.postmaster()
+        if running is not None:
+            found[Part.POSTMASTER] = running
+        return found
+
+    def supervisor(self) -> ProcessRef | None:
+        """The supervisor, if it lives."""
+        record = self.record()
+        return record.living_supervisor() if record else None
 
     def config(self) -> NodeConfig | None:
         """The configuration of the last start."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 import mmap
 import os
 
+from pgraft.postgres import process
+from pgraft.postgres.process import ProcessRef
 from pgraft.shm import layout
 from pgraft.shm.words import WordPage
+from pgraft_launcher.policy import Part
 
 SHM_DIR = "/dev/shm"
 _PAGES_BYTES = layout.STATUS_OFFSET
@@ -26,6 +29,17 @@ class Pages:
         self.header = WordPage(words[:page_words], layout.HEADER_WORDS)
         self.worker = WordPage(words[page_words : 2 * page_words], layout.WORKER_WORDS)
         self.network = WordPage(words[2 * page_words :], layout.NETWORK_WORDS)
+
+    def living(self) -> dict[Part, ProcessRef]:
+        """The processes that the header names and that live."""
+        found: dict[Part, ProcessRef] = {}
+        if self.header["magic"] != layout.MAGIC or self.header["layout_version"] != layout.LAYOUT_VERSION:
+            return found
+        for part in Part:
+            ref = ProcessRef(self.header[f"{part.value}_pid"], self.header[f"{part.value}_start"])
+            if process.is_alive(ref):
+                found[part] = ref
+        return found
 
     def worker_error(self) -> str:
         """What the worker says is wrong."""

@@ -83,10 +83,7 @@ def _open_log(node: Node, path: str | None) -> ServerLog:
 def _prepare(node: Node, settings: Reader, log: str, progress: Progress) -> None:
     """Write the run directory for a supervisor that starts, or takes over, the node."""
     record = node.record()
-    living = record.living() if record else {}
-    running = node.postmaster()
-    if running is not None:
-        living[Part.POSTMASTER] = running
+    living = node.living()
     if record is not None and _can_take_over(record, living):
         progress.say("the node runs without a supervisor: taking it over")
         if settings.options and settings.options != record.plan.options:

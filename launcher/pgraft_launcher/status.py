@@ -31,12 +31,8 @@ class NodeStatus:
     def __init__(self, node: Node, settings: Reader) -> None:
         self.node = node
         record = node.record()
-        living = record.living() if record else {}
-        running = node.postmaster()
-        if running is not None:
-            living[Part.POSTMASTER] = running
-        self.processes: dict[Part, ProcessRef] = living
-        self.supervisor = record.living_supervisor() if record else None
+        self.processes: dict[Part, ProcessRef] = node.living()
+        self.supervisor = node.supervisor()
         self.given_up = record.given_up if record else {}
         self.config = node.config()
         self.dsn = dsn(node, settings)

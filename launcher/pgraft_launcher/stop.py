@@ -35,20 +35,13 @@ class StopOptions:
 
 def is_running(node: Node) -> bool:
     """Whether any process of the node lives."""
-    record = node.record()
-    if record is not None and (record.living_supervisor() or record.living()):
-        return True
-    return node.postmaster() is not None
+    return node.supervisor() is not None or bool(node.living())
 
 
 def stop(node: Node, options: StopOptions) -> None:
     """Stop all three parts, in order. LaunchError when nothing runs, or something does not end in time."""
-    record = node.record()
-    supervisor = record.living_supervisor() if record else None
-    if supervisor is not None:
-        ending = _ask(supervisor, options.mode)
-    else:
-        ending = _stop_orphans(node, record, options)
+    supervisor = node.supervisor()
+    ending = _ask(supervisor, options.mode) if supervisor else _stop_orphans(node, options)
     if not options.wait:
         options.progress.say("node shutting down")
         return
@@ -70,18 +63,16 @@ def _ask(supervisor: ProcessRef, mode: StopMode) -> int | None:
     return ending
 
 
-def _stop_orphans(node: Node, record: Record | None, options: StopOptions) -> int:
+def _stop_orphans(node: Node, options: StopOptions) -> int:
     """Nobody supervises: a supervisor that only stops does it. Returns a descriptor that ends with it."""
-    living = record.living() if record else {}
-    running = node.postmaster()
-    if running is not None:
-        living[Part.POSTMASTER] = running
+    living = node.living()
     if not living:
         raise LaunchError(f"the node in {node.config_dir} is not running", hint="nothing to stop")
     os.makedirs(rundir.path(node.data_dir), mode=0o700, exist_ok=True)
     lock = rundir.take_lock(node.data_dir)
     if lock is None:
         raise LaunchError("another command is starting or stopping the node", hint="try again")
+    record = node.record()
     rundir.save(Record(record.plan if record else _plan_without_record(node), None, living))
     log = ServerLog(os.path.join(node.data_dir, DEFAULT_NAME), is_default=True)
     reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -131,8 +122,7 @@ def reload(node: Node, progress: Progress) -> None:
     if node.postmaster() is None:
         raise LaunchError(f"the node in {node.config_dir} is not running", hint="pgraft-launch start")
     binaries.run([node.installation.program("pg_ctl"), "reload", "-s", "-D", node.pgdata])
-    record = node.record()
-    network = record.living().get(Part.NETWORK) if record else None
+    network = node.living().get(Part.NETWORK)
     descriptor = process.open_pidfd(network) if network else None
     if descriptor is not None:
         signal.pidfd_send_signal(descriptor, signal.SIGHUP)

@@ -159,12 +159,13 @@ class Supervisor:
         held.close()
         self._publish(part, None)
         end, how = self._judge(part, self._statuses.pop(held.ref.pid, None))
-        if not self._pages.is_linked():
+        if part is not Part.POSTMASTER and not self._pages.is_linked():
+            end = End.PERMANENT  # a new process would look for it in vain
             log(
                 "ERROR",
                 f"the segment {self._pages.name} is gone from /dev/shm: another program removed it",
-                hint="restart the node with pgraft-launch restart; systemd's RemoveIPC=yes does this when a"
-                " user logs out",
+                hint="pgraft-launch restart makes another; systemd's RemoveIPC=yes does this when a user"
+                " logs out",
             )
         self._do(self._policy.exited(part, end, how, time.monotonic()))
         self._save()

@@ -1,0 +1,21 @@
+"""Stand-ins under a real supervisor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from launcher_standins import Standins
+
+
+@pytest.fixture
+def standins(tmp_path: Path) -> Iterator[Standins]:
+    """A node of stand-ins, not started."""
+    node = Standins(tmp_path)
+    yield node
+    node.destroy()
