@@ -40,6 +40,7 @@ class Hub:
         self._lobby = Lobby(self.shared)
         self._listener: Listener | None = None
         self.peers: dict[int, Peer] = {}
+        self._retired: list[Peer] = []
         self.incoming: dict[int, list[IncomingSession]] = {}
         self._probe_ms = float(PROBE_MS_MAX)
 
@@ -72,16 +73,21 @@ class Hub:
         self.shared.directory.update(others, frozenset(removed))
         self._resolver.keep_only({member.address for member in others.values()})
         for node_id in [node_id for node_id in self.peers if node_id not in others]:
-            self.peers.pop(node_id).retire()
+            peer = self.peers.pop(node_id)
+            peer.retire()
+            self._retired.append(peer)
+        self._retired = [peer for peer in self._retired if peer.lingering]
         for member in others.values():
-            peer = self.peers.get(member.node_id)
-            if peer is None:
-                peer = Peer(self.shared, self._resolver, member, self._on_outgoing, self._on_outgoing_ended)
-                self.peers[member.node_id] = peer
-                peer.start()
+            if member.node_id in self.peers:
+                self.peers[member.node_id].move(member)
             else:
-                peer.move(member)
+                self._add_peer(member)
         self._check_incoming()
+
+    def _add_peer(self, member: PeerAddress) -> None:
+        peer = Peer(self.shared, self._resolver, member, self._on_outgoing, self._on_outgoing_ended)
+        self.peers[member.node_id] = peer
+        peer.start()
 
     def send(self, node_id: int, bodies: Sequence[Buffer]) -> None:
         """Messages to one node, on our connection to it, else on one that it made; else they are dropped."""
@@ -227,8 +233,7 @@ class Hub:
     # --- all ----------------------------------------------------------------------------------------
 
     def _count(self) -> None:
-        connected = sum(1 for peer in self.peers.values() if peer.state is PeerState.CONNECTED)
-        self.shared.wire.counters.connections = connected + sum(map(len, self.incoming.values()))
+        self.shared.wire.counters.connections = len(self.sessions())
 
     def sessions(self) -> list[Session]:
         """Every established session."""
@@ -274,7 +279,7 @@ class Hub:
         for session in self.sessions():
             if isinstance(session, IncomingSession):
                 session.on_lost("this node is stopping")
-        for peer in self.peers.values():
+        for peer in [*self.peers.values(), *self._retired]:
             peer.close()
         self._resolver.close()
 

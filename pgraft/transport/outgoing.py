@@ -164,13 +164,11 @@ class Peer:
         self._drop("its address changed")
         self.address, self.port = member.address, member.port
         self._backoff.reset()
-        self.state = PeerState.IDLE
         self.start()
 
     def restart(self, reason: str) -> None:
         """Close and begin again: this node's own identity or certificates changed."""
         self._drop(reason)
-        self.state = PeerState.IDLE
         self.start()
 
     def retire(self) -> None:
@@ -186,10 +184,13 @@ class Peer:
     def close(self) -> None:
         """End everything at once."""
         self._drop("this node is stopping")
-        if self._lingering is not None:
-            self._lingering.connection.close()
-        self._shared.wire.loop.timers.cancel(("linger", self))
+        self._end_linger()
         self.state = PeerState.RETIRED
+
+    @property
+    def lingering(self) -> bool:
+        """Whether its last words are still on their way."""
+        return self._lingering is not None
 
     # --- one attempt ------------------------------------------------------------------------------
 
@@ -315,6 +316,7 @@ class Peer:
     def _drop(self, reason: str) -> None:
         """Let go of socket and session, whatever stage they are in."""
         self._set_timer(None)
+        self.state = PeerState.IDLE
         if self._sock is not None:
             self._shared.wire.loop.forget(self._sock.fileno())
             self._sock.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.transport_hubs import World
 from tests.support.transport_nodes import Cluster
 
 
@@ -18,3 +19,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     finally:
         for node in cluster.made:
             node.close()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    try:
+        yield world
+    finally:
+        world.close()

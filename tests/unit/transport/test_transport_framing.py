@@ -123,7 +123,7 @@ def test_sending_too_much_is_this_nodes_fault() -> None:
 
 
 def test_what_is_not_ours() -> None:
-    with pytest.raises(RemoteViolation, match="pgraft.ssl_enabled"):
+    with pytest.raises(RemoteViolation, match=r"pgraft\.ssl_enabled"):
         feed(decoder(False), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03abcdef")
     with pytest.raises(RemoteViolation, match="GET / HTTP"):
         feed(decoder(False), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -1,0 +1,373 @@
+"""Hubs on loopback: who is let in, who is not, what each side hears, and what stays bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgraft.transport import handshake, incoming, outgoing
+from pgraft.transport.directory import PeerAddress
+from pgraft.transport.framing import FrameType, encode_frame
+from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX, UNKNOWN_PEERS_MAX
+from pgraft.transport.outgoing import PeerState
+from pgraft.transport.records import RecordKind, RefusalCode
+from tests.support.transport_hubs import Stranger, World, hello_of
+
+
+def refused_code(stranger: Stranger) -> RefusalCode:
+    payload = stranger.wait_frame(FrameType.REFUSED)
+    return RefusalCode(handshake.decode_refused(memoryview(payload)).code)
+
+
+def test_messages_follow_the_hello_and_keep_their_order(world: World) -> None:
+    one, two = world.pair()
+    sent = [b"%d" % number for number in range(3000)]
+    one.hub.send(2, sent)
+    world.run(lambda: len(two.got(RecordKind.MESSAGE, 1)) == len(sent))
+    assert two.got(RecordKind.MESSAGE, 1) == sent
+    kinds = [kind for kind, node_id, _ in two.ring.put_records if node_id == 1]
+    assert kinds.index(RecordKind.PEER_HELLO) < kinds.index(RecordKind.MESSAGE)
+
+
+def test_a_message_of_the_largest_size_passes(world: World) -> None:
+    one, two = world.pair()
+    body = bytes(2 * 1024 * 1024 - 64)
+    one.hub.send(2, [body])
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == [body])
+
+
+def test_not_ready_until_the_identity_came_then_at_once(world: World) -> None:
+    one, two = world.node(1).identify(), world.node(2)
+    one.members(one, two)
+    world.run(lambda: two.counters.refused > 0)
+    assert one.refusals(2) == []  # a peer that starts up is nothing to report
+    two.identify().members(one, two)
+    world.run(lambda: one.counters.connections == 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"cluster_id": "other"}, RefusalCode.OTHER_CLUSTER),
+        ({"node_id": 3}, RefusalCode.WRONG_RECEIVER),
+        ({"initial_members": "another list", "formed": False}, RefusalCode.INITIAL_CLUSTER_DIFFERS),
+    ],
+)
+def test_both_sides_hear_of_a_refusal(
+    world: World, capfd: pytest.CaptureFixture[str], changes: dict[str, object], code: RefusalCode
+) -> None:
+    one, two = world.node(1).identify(), world.node(2).identify(**changes)
+    one.members(one, two)
+    world.run(lambda: one.refusals(2) == [code])
+    lines = capfd.readouterr().err
+    assert "refused node 1 at 127.0.0.1" in lines
+    assert f"node 2 at 127.0.0.1:{two.port} refuses this node" in lines
+    assert lines.count("HINT") == 2
+
+
+def test_a_welcome_that_does_not_fit_is_refused_by_the_connecting_side(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, two = world.node(1).identify(), world.node(2).identify(member_id=55)
+    one.members(one, two.address(member_id=44))
+    world.run(lambda: one.counters.refused > 0)
+    world.run_for(0.1)
+    lines = capfd.readouterr().err
+    assert "refused node 2" in lines
+    assert "node 1 at 127.0.0.1" in lines
+    assert "refuses this node" in lines
+    assert one.counters.connections == 0
+
+
+def test_first_member_id_seen_is_the_one_until_the_worker_says_otherwise(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    first = world.stranger(one)
+    first.hello(hello_of(2, 1))
+    first.wait_frame(FrameType.WELCOME)
+    first.sock.close()
+    world.run(lambda: one.counters.connections == 0)
+    emptied = world.stranger(one)
+    emptied.hello(hello_of(2, 1, member_id=9))
+    assert refused_code(emptied) is RefusalCode.MEMBER_ID_CHANGED
+    one.members(one, PeerAddress(2, "127.0.0.1", 1, member_id=9))
+    now_known = world.stranger(one)
+    now_known.hello(hello_of(2, 1, member_id=9))
+    now_known.wait_frame(FrameType.WELCOME)
+
+
+def test_removed_and_added_again_with_another_member_id(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    first = world.stranger(one)
+    first.hello(hello_of(2, 1))
+    first.wait_frame(FrameType.WELCOME)
+    one.members(one, removed=(2,))
+    assert refused_code(first) is RefusalCode.REMOVED
+    first.wait_end()
+    back = world.stranger(one)
+    back.hello(hello_of(2, 1))
+    assert refused_code(back) is RefusalCode.REMOVED
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    added = world.stranger(one)
+    added.hello(hello_of(2, 1, member_id=9))
+    added.wait_frame(FrameType.WELCOME)
+
+
+def test_a_removed_node_hears_it_on_its_own_connection(world: World) -> None:
+    one, two = world.pair()
+    one.members(one, removed=(2,))
+    world.run(lambda: RefusalCode.REMOVED in two.refusals(1))
+    assert one.counters.connections == 0
+
+
+def test_what_was_queued_for_a_vanished_member_still_goes_out(world: World) -> None:
+    one, two = world.pair()
+    body = bytes(1024 * 1024)
+    one.hub.send(2, [body])
+    one.members(one)
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == [body])
+
+
+def test_an_unknown_node_is_heard_and_answered_on_its_own_connection(world: World) -> None:
+    one, two = world.node(1).identify(), world.node(2).identify(initial_state="existing")
+    two.members(one, two)
+    one.members(one)
+    world.run(lambda: two.counters.connections == 1)
+    two.hub.send(1, [b"vote for me"])
+    world.run(lambda: one.got(RecordKind.MESSAGE, 2) == [b"vote for me"])
+    one.hub.send(2, [b"yes"])
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == [b"yes"])
+
+
+def test_unknown_nodes_are_bounded(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one)
+    for number in range(UNKNOWN_PEERS_MAX):
+        stranger = world.stranger(one)
+        stranger.hello(hello_of(100 + number, 1))
+        stranger.wait_frame(FrameType.WELCOME)
+    one_more = world.stranger(one)
+    one_more.hello(hello_of(99, 1))
+    assert refused_code(one_more) is RefusalCode.TOO_MANY
+
+
+# --- duplicates -----------------------------------------------------------------------------------------
+
+
+def test_a_second_live_instance_is_refused(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    one, _two = world.pair()
+    copy = world.node(2).identify()
+    copy.members(one, copy)
+    world.run(lambda: RefusalCode.DUPLICATE in copy.refusals(1))
+    assert one.counters.connections == 2
+    lines = capfd.readouterr().err
+    assert lines.count("must not be copied") >= 2
+
+
+def test_a_silent_first_instance_gives_way_after_an_election_timeout(world: World) -> None:
+    one, two = world.pair()
+    world.freeze(two)
+    second = world.stranger(one)
+    second.hello(hello_of(2, 1))
+    world.run_for(0.15)
+    second.pump()
+    assert second.frames == []
+    second.wait_frame(FrameType.WELCOME)
+
+
+def test_a_restarted_instance_waits_for_nothing(world: World) -> None:
+    one, two = world.pair()
+    port = two.port
+    world.stop(two)
+    again = world.node(2, port).identify().members(one)
+    world.run(lambda: one.counters.connections == 2)
+    assert again.refusals(1) == []
+
+
+def test_a_dying_first_instance_ends_the_wait(world: World) -> None:
+    one, two = world.pair()
+    world.freeze(two)
+    second = world.stranger(one)
+    second.hello(hello_of(2, 1))
+    world.run_for(0.05)
+    world.stop(two)
+    second.wait_frame(FrameType.WELCOME)
+
+
+def test_the_instance_at_the_members_address_throws_a_copy_out(world: World) -> None:
+    one = world.node(1).identify()
+    two = world.node(2)
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))  # two cannot be reached
+    copy = world.node(2).identify()
+    copy.members(one, copy)
+    world.run(lambda: one.counters.connections == 1)
+    two.identify()
+    one.members(one, two)
+    world.run(lambda: RefusalCode.DUPLICATE in copy.refusals(1))
+
+
+# --- hostile and broken input -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\x16\x03\x01" + bytes(40),
+        b"PGRF" + b"\xff" * 12,
+    ],
+)
+def test_malformed_input_closes_that_connection_and_is_counted(world: World, data: bytes) -> None:
+    one, two = world.pair()
+    stranger = world.stranger(one)
+    stranger.sock.sendall(data)
+    stranger.wait_end()
+    assert one.counters.malformed == 1
+    one.hub.send(2, [b"still here"])
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == [b"still here"])
+
+
+def test_messages_before_the_handshake_and_hellos_after_it(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    early = world.stranger(one)
+    early.say(FrameType.MESSAGE, b"let me in")
+    early.wait_end()
+    late = world.stranger(one)
+    late.hello(hello_of(2, 1))
+    late.wait_frame(FrameType.WELCOME)
+    late.hello(hello_of(2, 1))
+    late.wait_end()
+    assert one.counters.malformed == 2
+    assert one.got(RecordKind.MESSAGE, 2) == []
+
+
+def test_messages_that_came_with_the_hello_are_not_taken(world: World) -> None:
+    one = world.node(1).identify()
+    stranger = world.stranger(one)
+    hello = encode_frame(FrameType.HELLO, handshake.encode(hello_of(2, 1)))
+    stranger.sock.sendall(hello + encode_frame(FrameType.MESSAGE, b"too early"))
+    stranger.wait_end()
+    assert one.counters.malformed == 1
+    assert one.ring.put_records == []
+
+
+def test_who_says_nothing_is_closed_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "HANDSHAKE_TIMEOUT_MS", 100)
+    one = world.node(1).identify()
+    silent, slow = world.stranger(one), world.stranger(one)
+    slow.sock.sendall(b"PGRF\x01\x01")
+    silent.wait_end()
+    slow.wait_end()
+    assert one.counters.refused == 2
+
+
+def test_a_peer_that_never_welcomes_is_given_up_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "HANDSHAKE_TIMEOUT_MS", 100)
+    one, two = world.node(1).identify(), world.node(2)
+    world.freeze(two)  # accepts in its backlog, says nothing
+    one.members(one, two)
+    peer = one.hub.peers[2]
+    world.run(lambda: peer.state is PeerState.GREETING)
+    world.run(lambda: peer.state is PeerState.WAITING)
+
+
+def test_a_flood_from_one_address_does_not_keep_a_peer_out(world: World) -> None:
+    one, two = world.node(1).identify(), world.node(2).identify()
+    idle = [world.stranger(one) for _ in range(PENDING_PER_ADDRESS_MAX + 50)]
+    world.run(lambda: one.counters.refused >= 50)
+    one.members(one, two)
+    two.members(one, two)
+    world.run(lambda: one.counters.connections == 2)
+    ended = 0
+    for stranger in idle:
+        stranger.pump()
+        ended += stranger.ended
+    assert 50 <= ended < 60
+
+
+# --- bounds -------------------------------------------------------------------------------------------------
+
+
+def test_messages_to_a_peer_that_is_away_are_dropped_and_counted(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    one.hub.send(2, [b"a", b"b"])
+    one.hub.send(9, [b"nobody"])
+    assert one.counters.dropped == 3
+
+
+def test_a_peer_that_does_not_read_costs_a_bounded_queue(world: World) -> None:
+    one, two = world.pair()
+    world.freeze(two)
+    body = bytes(100_000)
+    for _ in range(300):
+        one.hub.send(2, [body])
+    session = one.hub.peers[2].session
+    assert session is not None
+    assert 3_900_000 < session.connection.queued_bytes <= 4 * 1024 * 1024
+    assert one.counters.dropped > 100
+    world.thaw(two)
+    world.run(lambda: one.hub.unsent_bytes == 0)
+    one.hub.send(2, [b"the last"])
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1)[-1:] == [b"the last"])
+    assert len(two.got(RecordKind.MESSAGE, 1)) == 301 - one.counters.dropped
+
+
+def test_a_full_inbound_ring_stops_reading_and_loses_nothing(world: World) -> None:
+    one, two = world.pair()
+    two.ring.room = len(two.ring.put_records) + 10
+    sent = [b"%d" % number for number in range(1000)]
+    for at in range(0, 1000, 10):
+        one.hub.send(2, sent[at : at + 10])
+        world.turn()
+    assert two.inbox.stalled
+    assert len(two.got(RecordKind.MESSAGE, 1)) == 10
+    two.ring.room = 10**9
+    assert two.inbox.retry()
+    two.hub.resume_reading()
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == sent)
+
+
+def test_a_paused_connection_that_breaks_does_not_spin(world: World) -> None:
+    one, two = world.pair()
+    two.ring.room = len(two.ring.put_records)
+    one.hub.send(2, [b"x"])
+    world.run(lambda: two.inbox.stalled)
+    world.stop(one)
+    world.run_for(0.05)
+    assert two.loop.poll(0.05) == []
+    two.ring.room = 10**9
+    assert two.inbox.retry()
+    two.hub.resume_reading()
+    world.run(lambda: two.counters.connections == 0)
+
+
+def test_refusals_are_logged_at_a_bounded_rate(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    one = world.node(1).identify()
+    for _ in range(50):
+        stranger = world.stranger(one)
+        stranger.hello(hello_of(2, 1, cluster_id="other"))
+        stranger.wait_frame(FrameType.REFUSED)
+    assert one.counters.refused == 50
+    assert capfd.readouterr().err.count("WARNING") == 1
+
+
+def test_a_node_that_moved_is_found_at_its_new_address(world: World) -> None:
+    one, two = world.pair()
+    world.stop(two)
+    moved = world.node(2).identify().members(one)
+    one.members(one, moved)
+    world.run(lambda: one.counters.connections == 2)
+    assert one.hub.peers[2].port == moved.port
+
+
+def test_a_new_worker_hears_who_is_connected(world: World) -> None:
+    one, _two = world.pair()
+    one.ring.put_records.clear()
+    one.identify()
+    kinds = [kind for kind, node_id, _ in one.ring.put_records if node_id == 2]
+    assert kinds.count(RecordKind.PEER_HELLO) == 2
+    assert kinds.count(RecordKind.PEER_CONNECTED) == 1
