@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import enum
-import random
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pgraft.raft.errors import ErrConfig
 from pgraft.raft.sizes import NO_LIMIT
-from pgraft.raft.storage import Storage
 from pgraft.raft.types import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, NO_NODE
+
+if TYPE_CHECKING:
+    import random
+
+    from pgraft.raft.storage import Storage
 
 MAX_SIZE_PER_MSG_DEFAULT = 1024 * 1024
 MAX_INFLIGHT_MSGS_DEFAULT = 256

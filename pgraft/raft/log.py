@@ -15,7 +15,10 @@ from pgraft.raft.unstable import Unstable
 
 
 class RaftLog:
-    """Entries with their positions: committed, applying (handed out to be applied) and applied."""
+    """Entries with their positions: committed, applying (handed out to be applied) and applied.
+
+    `pipelined`: several pages may be out to be applied at once, so that their sizes have to be summed up.
+    """
 
     __slots__ = (
         "applied",
@@ -24,11 +27,14 @@ class RaftLog:
         "applying_size",
         "committed",
         "max_applying_size",
+        "pipelined",
         "storage",
         "unstable",
     )
 
-    def __init__(self, storage: Storage, max_applying_size: int = NO_LIMIT) -> None:
+    def __init__(
+        self, storage: Storage, max_applying_size: int = NO_LIMIT, *, pipelined: bool = True
+    ) -> None:
         first, last = storage.first_index(), storage.last_index()
         self.storage = storage
         self.unstable = Unstable(last + 1)
@@ -36,6 +42,7 @@ class RaftLog:
         self.applying = first - 1
         self.applied = first - 1
         self.max_applying_size = max_applying_size
+        self.pipelined = pipelined
         self.applying_size = 0
         self.applying_paused = False
 
@@ -195,8 +202,8 @@ class RaftLog:
         self.applying_paused = self.applying_size >= self.max_applying_size
 
     def page_size(self, entries: list[Entry]) -> int:
-        """Bytes that `entries` take of max_applying_size; not worked out where there is no limit."""
-        return 0 if self.max_applying_size == NO_LIMIT else entries_size(entries)
+        """Bytes that `entries` take of max_applying_size; worked out only where it makes a difference."""
+        return entries_size(entries) if self.pipelined and self.max_applying_size != NO_LIMIT else 0
 
     # Reading
 

@@ -88,7 +88,7 @@ class Raft:
         self.lead = NO_NODE
         self.state = FOLLOWER
         self.is_learner = False
-        self.raft_log = RaftLog(config.storage, config.committed_limit)
+        self.raft_log = RaftLog(config.storage, config.committed_limit, pipelined=config.async_storage_writes)
         self.trk = ProgressTracker(config.max_inflight_msgs, config.max_inflight_bytes)
         self.msgs: list[Message] = []
         self.msgs_after_append: list[Message] = []
@@ -235,8 +235,9 @@ class Raft:
             m.from_ = self.id
         kind = m.type
         if kind in VOTE_MESSAGES:
-            # A pre-vote's term lies in the future, a vote's answer in the term asked for.
-            if m.term == 0:
+            # A pre-vote's term lies in the future, a vote's answer in the term asked for. Only a refusal may
+            # come from a node that has not seen any term yet.
+            if m.term == 0 and not m.reject:
                 raise InvariantViolation(f"term must be set when sending {kind.name}")
         elif m.term != 0:
             raise InvariantViolation(f"term must not be set when sending {kind.name} (was {m.term})")
