@@ -68,7 +68,7 @@ class RaftWorker:
         self._poll.register(self._bell.fd, select.POLLIN)
         self._state = -1
         self._stopping = False
-        self._taken = 0
+        self._ready = False
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -79,6 +79,7 @@ class RaftWorker:
         words["epoch"] = words["epoch"] + 1
         words["started_boot_ns"] = now_ns()
         words["debug"] = 0
+        words["ready"] = 0
         self._beat.store(now_ns())
         self._segment.set_worker_text("error", "")
         self._inbound.skip_all()
@@ -142,6 +143,9 @@ class RaftWorker:
             self._words["fsyncs"] = node.core.syncs
             self._words["fsync_ns_total"] = node.core.sync_ns_total
             self._words["fsync_ns_max"] = node.core.sync_ns_max
+        if not self._ready:
+            self._ready = True
+            self._words["ready"] = 1
         if node.removed:
             self._set_state(WorkerState.STOPPED)
         elif node.barred:

@@ -208,6 +208,9 @@ pgraft_get_nodes(PG_FUNCTION_ARGS)
 		Datum		values[4] = {0};
 		bool		nulls[4] = {0};
 
+		/* One that leaves, or that a newcomer answers to, is there for the network process only. */
+		if (row[PGRAFT_MEMBER_ROW_W_IS_LEAVING] != 0)
+			continue;
 		fill_node(row, row[PGRAFT_MEMBER_ROW_W_NODE_ID], status.words[PGRAFT_STATUS_W_LEADER_ID],
 				  values, nulls);
 		put_row(fcinfo, values, nulls);

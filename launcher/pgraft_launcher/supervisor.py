@@ -221,9 +221,10 @@ class Supervisor:
                 pid_file = postmaster.read_pid_file(self._record.plan.pgdata)
                 return pid_file is not None and pid_file.pid == held.ref.pid and pid_file.is_ready
             case Part.WORKER:
-                # With autostart off it waits for pgraft_init() and is not going to be "running".
-                running = self._pages.worker["state"] == WorkerState.RUNNING
-                return self._is_new(held) and (running or not self._record.plan.autostart)
+                # Ready says that it takes part, also one that is not a member yet, or no more. With
+                # autostart off it waits for pgraft_init().
+                serves = self._pages.worker["ready"] == 1
+                return self._is_new(held) and (serves or not self._record.plan.autostart)
             case Part.NETWORK:
                 return self._pages.network["started_boot_ns"] >= held.since_ns
             case _:

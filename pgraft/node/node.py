@@ -346,9 +346,12 @@ class Node:
         if left is None:
             self.roster.came(change.node_id)
         elif states.current.get(change.node_id) is None:
-            until = self._now + FAREWELL_ELECTION_TIMEOUTS * self._timeout_ns
-            self.roster.left(left, entry.index, until)
-            self.outbox.tell_removed(change.node_id, entry.index)
+            # A newcomer that was taken back has nothing to hear: it may be added again.
+            barred = change.node_id in states.current.removed
+            wait_ns = FAREWELL_ELECTION_TIMEOUTS * self._timeout_ns if barred else 0
+            self.roster.left(left, entry.index, self._now + wait_ns)
+            if barred:
+                self.outbox.tell_removed(change.node_id, entry.index)
         text = f"Voters {list(conf_state.voters)}, learners {list(conf_state.learners)}."
         log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
         self.roster.publish(states.current)

@@ -72,7 +72,7 @@ WORKER_WORDS = _number(
     "lease_end_ns state epoch beat_ns status_selector status_generation members_selector"
     " members_generation debug sleeping command_tail inbound_tail outbound_head"
     " started_boot_ns elections commands_taken commands_answered messages_dropped messages_refused"
-    " ring_damage fsyncs fsync_ns_total fsync_ns_max joined"
+    " ring_damage fsyncs fsync_ns_total fsync_ns_max joined ready"
 )
 WORKER_TEXTS = {"error": (1024, 1016)}
 NETWORK_PAGE = 2 * PAGE_BYTES

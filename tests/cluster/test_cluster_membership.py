@@ -135,7 +135,7 @@ def test_an_emptied_raft_directory_is_refused(template: Path) -> None:
         victim.start(ok=False)
         for node in cluster.nodes:
             eventually(
-                lambda node=node: "add it" in node.log_text() and "under a new id" in node.log_text(),  # type: ignore[misc]
+                lambda node=node: "add it" in node.log_text() and "under a new node id" in node.log_text(),  # type: ignore[misc]
                 f"a line in the log of {node.name} that says what to do",
             )
         assert victim.value("SELECT pgraft_get_leader()") == 0

@@ -90,7 +90,7 @@ def test_a_cluster_id_that_differs_from_the_stored_one(template: Path) -> None:
         node = cluster.nodes[0]
         node.stop()
         with _with(node, "pgraft.cluster_id = 'renamed'"):
-            _refused(node, "pgraft.cluster_id", "renamed", '"pgraft"')
+            _refused(node, "pgraft.cluster_id", "renamed", "'pgraft'")
         node.start()
         cluster.wait_agreed()
 
