@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,16 +89,8 @@ class NetworkWorker:
 
     # --- start and end ----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Bind the port, take the rings over, tell the worker. Raises ConfigError."""
-        config = self._config
-        try:
-            sockets = bind(config.listen_host, config.listen_port)
-        except CannotListen as error:
-            raise ConfigError(
-                f"pgraft.listen_address: {error}",
-                "Is another node or program using this port, and is the address one of this machine?",
-            ) from error
+    def start(self, sockets: list[socket.socket]) -> None:
+        """Listen on `sockets`, take the rings over, tell the worker."""
         self.hub.listen(sockets)
         self.loop.watch(self._bell.fd, READ, self._on_bell)
         self._watch_signals()
@@ -108,7 +101,7 @@ class NetworkWorker:
         self._segment.network.add("epoch")
         self._beat()
         self._worker_bell.ring()
-        log("LOG", f'network process listens on "{config.listen_host}:{config.listen_port}"')
+        log("LOG", f'network process listens on "{self._config.listen_host}:{self._config.listen_port}"')
 
     def _watch_signals(self) -> None:
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -282,6 +275,16 @@ def load_config(data_dir: Path) -> NodeConfig:
         raise ConfigError(f"{path} is not a node's configuration: {error}") from error
 
 
+def _bind(config: NodeConfig) -> list[socket.socket]:
+    try:
+        return bind(config.listen_host, config.listen_port)
+    except CannotListen as error:
+        raise ConfigError(
+            f"pgraft.listen_address: {error}",
+            "Is another node or program using this port, and is the address one of this machine?",
+        ) from error
+
+
 def _attach(config: NodeConfig) -> Segment:
     try:
         return attach(config.segment_name)
@@ -311,13 +314,14 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config(_data_dir(arguments))
         tls = _tls(config) if config.ssl_enabled else None
+        sockets = _bind(config)
         segment = _attach(config)
-        worker = NetworkWorker(config, segment)
-        worker.hub.shared.tls = tls
-        worker.start()
     except ConfigError as error:
         log("FATAL", str(error), hint=error.hint)
         return EXIT_CONFIG
+    worker = NetworkWorker(config, segment)
+    worker.hub.shared.tls = tls
+    worker.start(sockets)
     worker.run()
     worker.stop()
     segment.close()

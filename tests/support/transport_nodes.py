@@ -51,6 +51,7 @@ class Node:
     def __init__(self, root: Path, node_id: int, port: int) -> None:
         self.node_id = node_id
         self.port = port
+        self.address = "127.0.0.1"
         self.member_id = 0x1000 + node_id
         self.data_dir = root / f"n{node_id}-{port}"
         self.run_dir = self.data_dir / "run"
@@ -68,6 +69,8 @@ class Node:
         self._reader = self.segment.inbound_reader()
         self._bell = Bell(self.run_dir / segments.NETWORK_BELL, self.segment.network_ref("sleeping"))
         self.ears = BellListener(self.run_dir / segments.WORKER_BELL, self.segment.worker_ref("sleeping"))
+        self._ears_poll = select.poll()  # tests open more descriptors than select() takes
+        self._ears_poll.register(self.ears.fd, select.POLLIN)
         self._members = MembersWriter(self.segment)
 
     def config(self) -> NodeConfig:
@@ -163,7 +166,7 @@ class Node:
         """Publish the members block."""
         ids = known or {}
         rows = tuple(
-            MemberRow(node.node_id, "127.0.0.1", node.port, member_id=ids.get(node.node_id, 0))
+            MemberRow(node.node_id, node.address, node.port, member_id=ids.get(node.node_id, 0))
             for node in nodes
         )
         self.publish_rows(rows, removed)
@@ -188,7 +191,7 @@ class Node:
                 raise AssertionError(f"node {self.node_id}: no {what}; {self.seen[-5:]}\n{self.log()}")
             self.ears.about_to_sleep()
             if not self._reader.pending():
-                select.select([self.ears.fd], [], [], 0.02)
+                self._ears_poll.poll(20)
             self.ears.awake(rung=True)
             self.take()
 
