@@ -102,6 +102,21 @@ def from_snapshot(snapshot: Snapshot) -> Membership:
     return Membership(data.nodes, data.removed, snapshot.metadata.conf_state)
 
 
+def admitting(snapshot: Snapshot, node_id: int) -> Snapshot:
+    """The snapshot as `node_id` may restore it: at least as a learner.
+
+    It stands right before the first kept entry, which may lie before the entry that adds the
+    receiver, and nobody restores a configuration without itself. Being a learner early changes no
+    quorum, and the kept entries lead the receiver to the same configuration as everybody else.
+    """
+    metadata = snapshot.metadata
+    state = metadata.conf_state
+    if node_id in state.voters + state.learners + state.voters_outgoing:
+        return snapshot
+    widened = msgspec.structs.replace(state, learners=tuple(sorted((*state.learners, node_id))))
+    return Snapshot(SnapshotMetadata(widened, metadata.index, metadata.term), snapshot.data)
+
+
 def decode_context(context: bytes) -> ChangeContext:
     """The context of a change; one that cannot be read counts as empty, the same on every node."""
     if not context:

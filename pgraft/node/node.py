@@ -20,7 +20,7 @@ from pgraft.node.core import Core
 from pgraft.node.desk import Desk
 from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
 from pgraft.node.lease import Lease
-from pgraft.node.membership import decode_change, from_snapshot
+from pgraft.node.membership import admitting, decode_change, from_snapshot
 from pgraft.node.outbox import Outbox
 from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
@@ -266,6 +266,9 @@ class Node:
             case MessageType.MsgApp:
                 progress = self.raft.trk.progress.get(message.to)
                 may_wait = progress is not None and progress.state == ProgressState.StateReplicate
+            case MessageType.MsgSnap if message.snapshot is not None:
+                fitting = admitting(message.snapshot, message.to)
+                message = msgspec.structs.replace(message, snapshot=fitting)
             case _:
                 pass
         self.outbox.add(message, may_wait=may_wait, now_ns=self._now)
