@@ -207,12 +207,28 @@ check_runtime(const PgraftCommand *command, int64 now, int64 *last_alive_ns, int
 static void
 tell_progress(PgraftAnswer *answer)
 {
-	char	   *text = pgraft_safe_text(answer->payload, answer->length);
+	char	   *notice = pgraft_safe_text(answer->payload, answer->length);
 
-	ereport(NOTICE, (errmsg("%s", text)));
-	pfree(text);
+	ereport(NOTICE, (errmsg("%s", notice)));
+	pfree(notice);
 	pfree(answer->payload);
 	answer->payload = NULL;
+}
+
+/*
+ * Whether the final answer is there. Progress is told on the way.
+ */
+static bool
+take_answer(uint64 request_no, uint64 *seen, PgraftAnswer *answer)
+{
+	while (pgraft_slot_answer(request_no, *seen, answer))
+	{
+		if (answer->outcome != PGRAFT_OUTCOME_PROGRESS)
+			return true;
+		*seen = answer->number;
+		tell_progress(answer);
+	}
+	return false;
 }
 
 static void
@@ -226,25 +242,12 @@ wait_for_answer(WaitState *state, uint64 request_no, PgraftAnswer *answer)
 	uint64		seen = 0;
 
 	recheck_ms = Min(Max(recheck_ms, WAIT_MS_MIN), WAIT_MS_MAX);
-	for (;;)
+	while (!take_answer(request_no, &seen, answer))
 	{
-		if (pgraft_slot_answer(request_no, seen, answer))
-		{
-			if (answer->outcome != PGRAFT_OUTCOME_PROGRESS)
-				return;
-			seen = answer->number;
-			tell_progress(answer);
-			continue;
-		}
 		pgraft_slot_wait((long) recheck_ms, false);
 		check_interrupts(state);
-		if (pgraft_slot_answer(request_no, seen, answer))
-		{
-			if (answer->outcome != PGRAFT_OUTCOME_PROGRESS)
-				return;
-			seen = answer->number;
-			tell_progress(answer);
-		}
+		if (take_answer(request_no, &seen, answer))
+			return;
 		check_runtime(command, pgraft_now_ns(), &last_alive_ns, deadline_ns);
 	}
 }

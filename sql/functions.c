@@ -215,12 +215,26 @@ append_piece(PgraftCommand *command, StringInfo into, bool *is_null)
 	return (uint64) into->len < answer.value1;
 }
 
+/*
+ * Fetch a whole entry; false when it carries no user data.
+ */
+static bool
+fetch_entry(PgraftCommand *command, StringInfo into)
+{
+	bool		is_null = false;
+
+	pgraft_command_begin();
+	while (append_piece(command, into, &is_null))
+		;
+	return !is_null;
+}
+
 Datum
 pgraft_log_get_entry(PG_FUNCTION_ARGS)
 {
 	int64		index = PG_GETARG_INT64(0);
 	StringInfoData utf8;
-	bool		is_null = false;
+	volatile bool has_data = false;
 	PgraftCommand command = {
 		.kind = PGRAFT_COMMAND_KIND_GET_ENTRY,
 		.timeout_ms = pgraft_settings.proposal_timeout,
@@ -236,16 +250,14 @@ pgraft_log_get_entry(PG_FUNCTION_ARGS)
 	initStringInfo(&utf8);
 	PG_TRY();
 	{
-		pgraft_command_begin();
-		while (append_piece(&command, &utf8, &is_null))
-			;
+		has_data = fetch_entry(&command, &utf8);
 	}
 	PG_FINALLY();
 	{
 		pgraft_command_end();
 	}
 	PG_END_TRY();
-	if (is_null)
+	if (!has_data)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(pg_any_to_server(utf8.data, utf8.len, PG_UTF8)));
 }

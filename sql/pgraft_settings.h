@@ -1,7 +1,7 @@
 /*
  * pgraft_settings.h: the settings of pgraft.
  *
- * Made by `python -m pgraft.postgres.settings_header` from pgraft/postgres/settings.py. Do not edit.
+ * Made by `python -m pgraft.postgres.settings_header` from settings.py beside it. Do not edit.
  * X(field, name, short description, long description, context, then by type:
  *   string: default;  integer: default, minimum, maximum, unit;  bool: default;
  *   enum: default, options)

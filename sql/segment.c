@@ -290,7 +290,7 @@ static uint64
 process_start(pid_t pid, bool *is_zombie)
 {
 	char		path[64];
-	char		text[1024];
+	char		line[1024];
 	char	   *at;
 	ssize_t		length;
 	int			fd;
@@ -299,13 +299,13 @@ process_start(pid_t pid, bool *is_zombie)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
-	length = read(fd, text, sizeof(text) - 1);
+	length = read(fd, line, sizeof(line) - 1);
 	close(fd);
 	if (length <= 0)
 		return 0;
-	text[length] = '\0';
+	line[length] = '\0';
 	/* The name, field 2, is in parentheses and may hold anything: count from the last one. */
-	at = strrchr(text, ')');
+	at = strrchr(line, ')');
 	*is_zombie = at != NULL && (strncmp(at, ") Z", 3) == 0 || strncmp(at, ") X", 3) == 0);
 	for (int field = 2; at != NULL && field < 22; field++)
 		at = strchr(at + 1, ' ');

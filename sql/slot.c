@@ -275,7 +275,7 @@ pgraft_slot_answer(uint64 request_no, uint64 seen, PgraftAnswer *answer)
 	uint64		copy[PGRAFT_SLOT_W_PAYLOAD_BYTES - PGRAFT_SLOT_W_ANSWER_NO + 1];
 	uint32		crc;
 
-	for (int i = 0; i < lengthof(copy); i++)
+	for (size_t i = 0; i < lengthof(copy); i++)
 		copy[i] = pgraft_load(words + PGRAFT_SLOT_W_ANSWER_NO + i);
 	answer->number = copy[0];
 	answer->request_no = copy[PGRAFT_SLOT_W_ANSWERED_NO - PGRAFT_SLOT_W_ANSWER_NO];
