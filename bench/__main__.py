@@ -186,6 +186,7 @@ def _machine(root: Path) -> dict[str, str]:
         "Python": platform.python_version(),
         "kernel": platform.release(),
         "cores": str(os.cpu_count()),
+        "load average at start": f"{os.getloadavg()[0]:.2f}",
         "file system": etcd.file_system(root),
         "measured at": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }

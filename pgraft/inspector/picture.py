@@ -12,6 +12,7 @@ from pgraft.inspector import blockcheck
 from pgraft.inspector.rings import RingUsage, ring_usages
 from pgraft.inspector.text import clean, enum_name
 from pgraft.postgres.process import start_ticks
+from pgraft.postgres.settings import BY_NAME
 from pgraft.shm.blocks import BlockUnreadable, Members, Status, StatusRow, read_members, read_status
 from pgraft.shm.layout import Role, WorkerState
 from pgraft.shm.segment import Segment
@@ -19,6 +20,7 @@ from pgraft.shm.words import WordPage, now_ns
 
 NS_PER_MS = 1_000_000
 PID_MAX = 2**22
+LEASE_MS_MAX = BY_NAME["pgraft.election_timeout"].maximum
 ROLE_NAMES = {
     Role.UNKNOWN: "Unknown",
     Role.FOLLOWER: "Follower",
@@ -143,8 +145,8 @@ def take_picture(segment: Segment) -> Picture:
         for name in PROCESSES
     }
     status, members = _read_blocks(segment, notes)
-    lease_left = max(0.0, round((worker["lease_end_ns"] - now) / NS_PER_MS, 1))
     retired = header["retired"] != 0
+    lease_left = 0.0 if retired else _lease_ms_left(worker["lease_end_ns"], now, notes)
     rings, slots_in_use = ring_usages(segment, notes)
     picture = Picture(
         segment=segment.name,
@@ -158,10 +160,10 @@ def take_picture(segment: Segment) -> Picture:
         election_timeout_ms=header["election_timeout_ms"],
         heartbeat_interval_ms=header["heartbeat_interval_ms"],
         max_entry_bytes=header["max_entry_bytes"],
-        state=_state(segment, processes["worker"].alive, now),
+        state=_state(segment, processes, now),
         last_state=enum_name(WorkerState, worker["state"]),
         error=clean(segment.worker_text("error")),
-        is_leader=lease_left > 0 and not retired,
+        is_leader=lease_left > 0,
         lease_ms_left=lease_left,
         fence=header["fence"],
         processes=processes,
@@ -180,18 +182,29 @@ def take_picture(segment: Segment) -> Picture:
     return picture
 
 
+def _lease_ms_left(end_ns: int, now: int, notes: list[str]) -> float:
+    left = max(0.0, (end_ns - now) / NS_PER_MS)
+    if left > LEASE_MS_MAX:
+        notes.append("the lease ends later than any lease can: damage, and taken as none")
+        return 0.0
+    return round(left, 1)
+
+
 def _texts(segment: Segment) -> dict[str, str]:
     names = {"version": "version", "name": "node_name", "cluster_id": "cluster_id"}
     names |= {"data_dir": "data_dir", "pgdata": "pgdata"}
     return {field: clean(segment.text(text)) for field, text in names.items()}
 
 
-def _state(segment: Segment, worker_alive: bool, now: int) -> str:
-    """The state as pgraft_get_worker_state() would give it now."""
-    if segment.header["retired"] or not worker_alive:
-        return "stopped"
-    beat = ms_since(segment.worker["beat_ns"], now)
+def _state(segment: Segment, processes: dict[str, Process], now: int) -> str:
+    """The state as pgraft_get_worker_state() gives it, at the latest an election timeout from now."""
     state = enum_name(WorkerState, segment.worker["state"])
+    if segment.header["retired"]:
+        return "stopped"
+    if not processes["worker"].alive:
+        # A worker that gave up on an error is gone, and its supervisor stays and vouches for it.
+        return state if state == "error" and processes["supervisor"].alive else "stopped"
+    beat = ms_since(segment.worker["beat_ns"], now)
     silent = beat is None or beat > segment.header["election_timeout_ms"]
     return "error" if state == "running" and silent else state
 

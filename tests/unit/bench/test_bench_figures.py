@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench import etcd, report
+from bench.__main__ import _work_directory
 from bench.failover import FailoverFigures
 from bench.latency import CallCost, read_pgbench_log
 from bench.resources import NodeResources, cpu_ticks, pss_mb
@@ -121,3 +122,8 @@ def test_nothing_measured_is_an_empty_report(tmp_path):
     empty = report.Results({}, {})
     assert report.verdicts(empty) == []
     assert "figure to reach" in report.text(empty)
+
+
+def test_memory_file_systems_are_refused():
+    with pytest.raises(BenchError, match="real disk"):
+        _work_directory("/dev/shm")

@@ -68,10 +68,10 @@ def _publish(made: segment.Segment) -> None:
     now = now_ns()
     made.worker["state"] = WorkerState.RUNNING
     made.worker["beat_ns"] = now
-    made.worker["lease_end_ns"] = now + 600 * 10**9
+    made.worker["lease_end_ns"] = now + 60 * 10**9
     rows = [
         StatusRow(1, Role.LEADER, 4, 120, 121, now, 0, 0, 0, 0, 1),
-        StatusRow(2, Role.FOLLOWER, 4, 119, 121, now + 600 * 10**9 - 600 * 10**9, 121, 122, 1),
+        StatusRow(2, Role.FOLLOWER, 4, 119, 121, now, 121, 122, 1),
         StatusRow(3, Role.FOLLOWER, 3, 90, 91, now - 60 * 10**9, 91, 92, 0),
     ]
     status = Status(role=Role.LEADER, leader_id=1, term=4, vote=1, commit_index=120, last_index=121)

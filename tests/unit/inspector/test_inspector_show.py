@@ -73,6 +73,23 @@ def test_moment_that_lies_ahead_is_not_credible(node, capsys):
     assert shown["state"] == "error"
 
 
+def test_lease_that_is_longer_than_any_is_damage(node, capsys):
+    node.segment.worker["lease_end_ns"] = now_ns() + 3600 * 10**9
+    shown = run_json(capsys, node.name)
+    assert (shown["is_leader"], shown["lease_ms_left"]) == (False, 0)
+    assert any("later than any lease" in note for note in shown["notes"])
+
+
+def test_worker_that_gave_up_is_in_error_as_long_as_its_supervisor_lives(node, capsys):
+    node.segment.worker["state"] = layout.WorkerState.ERROR
+    node.segment.set_worker_text("error", "the disk is gone")
+    node.segment.header["worker_start"] -= 1
+    assert run_json(capsys, node.name)["state"] == "stopped"
+    node.segment.header["supervisor_pid"] = os.getpid()
+    shown = run_json(capsys, node.name)
+    assert (shown["state"], shown["error"]) == ("error", "the disk is gone")
+
+
 def test_retired_segment_leads_nothing(node, capsys):
     node.segment.header["retired"] = 1
     shown = run_json(capsys, node.name)
