@@ -14,8 +14,10 @@ from pgraft.postgres.reader import guess_data_directory
 from pgraft.shm.segment import NAME_PREFIX, SHM_DIR, Segment, SegmentError, attach
 
 NAME_BYTES_MAX = 255
+NAMES_SHOWN_MAX = 5
 CANDIDATES_MAX = 256
 """Segments that are looked at when the one of a data directory is searched."""
+_OWN_FILES = ("postgresql.conf", "identity", "LOCK")
 
 
 class InspectError(Exception):
@@ -49,6 +51,8 @@ def name_of_directory(directory: Path) -> str:
         raise InspectError(
             f'cannot read "{error.filename}": {error.strerror}: run as its owner or as root'
         ) from error
+    if stored is None and not any((directory / file).exists() for file in ("PG_VERSION", *_OWN_FILES)):
+        raise InspectError(f'"{directory}" is neither a PostgreSQL data directory nor a pgraft.data_dir')
     if stored is None:
         raise InspectError(
             f'no segment for "{directory}": the node was stopped or never started;'
@@ -106,7 +110,8 @@ def _open_only_one() -> Segment:
         case []:
             raise InspectError(f'no segment in {SHM_DIR}: start a node with "pgraft-launch start -D DIR"')
         case _:
-            raise InspectError(f"several nodes have a segment here: give -D DIR or one of {', '.join(names)}")
+            shown = ", ".join(names[:NAMES_SHOWN_MAX]) + (" ..." if len(names) > NAMES_SHOWN_MAX else "")
+            raise InspectError(f"{len(names)} segments are here: give -D DIR or one of {shown}")
 
 
 def _open(name: str) -> Segment:

@@ -58,7 +58,13 @@ def test_newest_segment_that_is_not_retired_wins(node, capsys):
         (SHM_DIR / other).unlink()
 
 
+def test_directory_of_something_else_is_called_that(tmp_path, capsys):
+    assert main(["show", "-D", str(tmp_path)]) == 1
+    assert "neither a PostgreSQL data directory nor a pgraft.data_dir" in one_line(capsys)
+
+
 def test_stopped_node_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "PG_VERSION").write_text("18\n")
     assert main(["show", "-D", str(tmp_path)]) == 1
     assert f"pgraft-launch start -D {tmp_path}" in one_line(capsys)
 
