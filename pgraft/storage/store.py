@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from pgraft.raft.errors import ErrCompacted, ErrSnapOutOfDate, ErrUnavailable, violated
+from pgraft.raft.errors import ErrCompacted, ErrSnapOutOfDate, ErrUnavailable, InvariantViolation
 from pgraft.raft.sizes import limit_size
 from pgraft.raft.types import ConfState, Entry, EntryType, HardState, Snapshot
 from pgraft.storage import files, log_file, snapshots
@@ -232,7 +232,7 @@ class Store:
             must_sync = True
         last = entries[-1].index if entries else self._log.index.last
         if state.commit > last:
-            raise violated(f"hard state commits {state.commit}, the log ends at {last}")
+            raise InvariantViolation(f"hard state commits {state.commit}, the log ends at {last}")
         started_ns = time.monotonic_ns()
         try:
             self._log.append(state, entries, must_sync)
@@ -248,7 +248,7 @@ class Store:
     def bootstrap(self, snapshot: Snapshot) -> None:
         """The starting point of a node of the initial cluster: `snapshot` and an empty log behind it."""
         if not self.is_empty:
-            raise violated(f"bootstrap at {snapshot.metadata.index} of a store that is not empty")
+            raise InvariantViolation(f"bootstrap at {snapshot.metadata.index} of a store that is not empty")
         self.install_snapshot(snapshot)
 
     def install_snapshot(self, snapshot: Snapshot, hard_state: HardState | None = None) -> None:
@@ -261,7 +261,7 @@ class Store:
         state = _raised(hard_state or self._hard_state, snapshot)
         index = snapshot.metadata.index
         if state.commit > index:
-            raise violated(f"hard state commits {state.commit}, the snapshot ends at {index}")
+            raise InvariantViolation(f"hard state commits {state.commit}, the snapshot ends at {index}")
         with self._all_or_failed("install a snapshot"):
             header = self._log.prepare_reset(index + 1, state)
             self._stored = snapshots.write_snapshot(self._directory, snapshot, header.sequence)
@@ -279,7 +279,7 @@ class Store:
         self._check_newer(snapshot)
         place = snapshot.metadata
         if place.index > self._hard_state.commit or place.term != self.term(place.index):
-            raise violated(
+            raise InvariantViolation(
                 f"compaction at {place.index} of term {place.term}, commit is {self._hard_state.commit}"
             )
         with self._all_or_failed("compact the entry log"):
@@ -304,19 +304,21 @@ class Store:
         if first < live.first:
             entries = entries[live.first - first :]
             if not entries:
-                raise violated(f"entries up to {first + count - 1} are compacted, first is {live.first}")
+                raise InvariantViolation(
+                    f"entries up to {first + count - 1} are compacted, first is {live.first}"
+                )
             first, count = entries[0].index, len(entries)
         if first > live.last + 1:
-            raise violated(f"entries from {first} leave a gap behind {live.last}")
+            raise InvariantViolation(f"entries from {first} leave a gap behind {live.last}")
         if first <= self._hard_state.commit:
-            raise violated(
+            raise InvariantViolation(
                 f"entries from {first} would replace committed ones up to {self._hard_state.commit}"
             )
         if entries[-1].index != first + count - 1:
-            raise violated(f"{count} entries from {first} end at {entries[-1].index}")
+            raise InvariantViolation(f"{count} entries from {first} end at {entries[-1].index}")
         for entry in entries:
             if len(entry.data) > ENTRY_BYTES_MAX:
-                raise violated(
+                raise InvariantViolation(
                     f"entry {entry.index} has {len(entry.data)} bytes, more than {ENTRY_BYTES_MAX}"
                 )
         return entries
