@@ -82,10 +82,11 @@ def open_identity(config: NodeConfig) -> Identity:
     return stored
 
 
-def _quiet(config: NodeConfig, identity: Identity, now: int) -> tuple[Quiet, Identity]:
-    """For how long no vote is given. A node that never was part of a cluster has promised nothing."""
+def _quiet(config: NodeConfig, identity: Identity, store: Store, now: int) -> tuple[Quiet, Identity]:
+    """For how long no vote is given. A node that never heard of a leader has promised nothing."""
     longest = max(identity.election_timeout_ms, config.election_timeout_ms)
-    quiet = Quiet(now + longest * 1_000_000 if identity.formed else now)
+    may_have_promised = identity.formed or store.hard_state.term > BOOTSTRAP_TERM
+    quiet = Quiet(now + longest * 1_000_000 if may_have_promised else now)
     return quiet, msgspec.structs.replace(identity, election_timeout_ms=longest)
 
 
@@ -113,14 +114,13 @@ def build_node(
             "Its log was removed by hand. Remove this node from the cluster, empty the directory, and add it"
             " under a new id.",
         )
-    quiet, promised = _quiet(config, identity, now)
+    quiet, promised = _quiet(config, identity, store, now)
     if promised != identity:
         update_identity(Path(config.data_dir), promised)
     core = Core(config, store, secrets.randbits(64))
     outbound = segment.outbound_writer()
     bell = Bell(Path(config.data_dir) / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
-    tick_ms = max(1, core.tick_ns // 1_000_000)
-    outbox = Outbox(config.node_id, outbound, bell, config.election_timeout_ms - tick_ms)
+    outbox = Outbox(config.node_id, outbound, bell, core.promise_ns // 1_000_000)
     board = Board(config.node_id, config.election_timeout_ms)
     roster = Roster(config, promised, segment, outbound)
     desk = Desk(config, core, roster, board, outbox, source, secrets.randbits(63))

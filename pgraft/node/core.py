@@ -21,6 +21,7 @@ from pgraft.node.membership import (
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import Config, RawNode, Ready
 from pgraft.raft.types import (
+    NO_NODE,
     ConfState,
     Entry,
     HardState,
@@ -115,6 +116,8 @@ class Core:
         self.sync_ns_max = 0
         self.tick_ns = config.heartbeat_interval_ms * 1_000_000 // TICKS_PER_HEARTBEAT
         self.election_tick = config.election_timeout_ms * TICKS_PER_HEARTBEAT // config.heartbeat_interval_ms
+        # A tick less than the core waits, since the first one may come at once.
+        self.promise_ns = (self.election_tick - 1) * self.tick_ns
         storage = BootStorage(store, hard_state, self.membership_log.current.conf_state)
         self.raw = RawNode(
             Config(
@@ -141,6 +144,10 @@ class Core:
     def leads(self) -> bool:
         """Whether the core is the leader of its term."""
         return self.raft.state == StateType.StateLeader
+
+    def resign(self) -> None:
+        """Lead no more, without a successor: an election follows."""
+        self.raft.become_follower(self.raft.term, NO_NODE)
 
     def turn(self, effects: Effects) -> bool:
         """Do all that is ready. Returns whether there is more. Raises StorageError."""
@@ -187,7 +194,10 @@ class Core:
         flush()
         started_ns = clock()
         if ready.snapshot is not None:
-            self.store.install_snapshot(ready.snapshot, hard_state)
+            # Entries behind it, and their commit, may have come in the same turn: they go after it.
+            commit = min(hard_state.commit, ready.snapshot.metadata.index)
+            at_snapshot = HardState(hard_state.term, hard_state.vote, commit)
+            self.store.install_snapshot(ready.snapshot, at_snapshot)
         if promised or ready.entries:
             self.store.append(hard_state, ready.entries)
         self._written_commit = hard_state.commit

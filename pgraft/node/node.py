@@ -26,7 +26,7 @@ from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import ProgressState, RaftError
-from pgraft.raft.types import Entry, Message, MessageType, Snapshot, StateType
+from pgraft.raft.types import NO_NODE, Entry, Message, MessageType, Snapshot, StateType
 from pgraft.shm.blocks import Status, StatusWriter
 from pgraft.shm.layout import CommandKind, Role
 from pgraft.shm.segment import Segment
@@ -76,6 +76,7 @@ class Node:
         self.rejected = 0
         self.barred = ""
         self._quiet = quiet
+        self._first_quiet_ns = quiet.until_ns
         self._timeout_ns = config.election_timeout_ms * 1_000_000
         self._worker = segment.worker
         self._lease_ref = segment.worker_ref("lease_end_ns")
@@ -84,6 +85,7 @@ class Node:
         self._last_tick_ns = started_ns
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
         self._led_term = 0
+        self._snapshots: dict[int, int] = {}
         self._compacted_check = self.raft.raft_log.applied
         roster.publish(core.membership_log.current)
 
@@ -97,11 +99,14 @@ class Node:
     def turn(self, records: list[bytes], commands: list[Command], now_ns: int) -> bool:
         """Handle what has come. Returns whether there is more to do at once. Raises StorageError."""
         self._now = self.desk.now = now_ns
+        # Time first: it passed before these records were read. Behind a leader's message it would count
+        # against the promise that is given in answer.
+        self._tick()
         for record in records:
             self._record(record)
         for command in commands:
             self._take(command)
-        self._tick()
+        self._leave_failed_transfer()
         self.desk.route_all()
         more = self.core.turn(self)
         self.desk.poll()
@@ -109,6 +114,8 @@ class Node:
             more = self.core.turn(self)
         self.desk.sweep()
         self._farewells()
+        if self._snapshots:
+            self._report_snapshots()
         self.outbox.release_held(now_ns)
         self._compact()
         self.finish()
@@ -134,6 +141,8 @@ class Node:
         """When the next turn is due though nothing comes."""
         ticks = self.core.raw.ticks_to_deadline()
         due = self._last_tick_ns + ticks * self.core.tick_ns
+        if self._must_not_campaign():
+            due = max(due, self._quiet.until_ns)
         # The worker's beat stays fresh, and silence visible.
         due = min(due, self._now + self._timeout_ns // 4)
         for other in (self.desk.next_ns(), self.outbox.held_due_ns()):
@@ -150,7 +159,34 @@ class Node:
             return
         # After a long freeze two election timeouts of ticks say all there is to say.
         for _ in range(min(ticks, 2 * self.core.election_tick)):
+            if self._must_not_campaign():
+                break
             self.core.raw.tick()
+        self._forget_long_promise()
+
+    def _must_not_campaign(self) -> bool:
+        """Whether the next tick would begin a campaign, with a vote of its own that is promised away."""
+        if self.raft.state == StateType.StateLeader or not self._quiet.holds(self._now):
+            return False
+        return self.core.raw.ticks_to_deadline() <= 1
+
+    def _forget_long_promise(self) -> None:
+        """Once the promises of an earlier worker have run out, only the present timeout counts."""
+        if not self._first_quiet_ns or self._now < self._first_quiet_ns:
+            return
+        self._first_quiet_ns = 0
+        identity, timeout_ms = self.roster.identity, self.config.election_timeout_ms
+        if identity.election_timeout_ms > timeout_ms:
+            self.roster.update(msgspec.structs.replace(identity, election_timeout_ms=timeout_ms))
+
+    def _leave_failed_transfer(self) -> None:
+        """A transfer that came to nothing leaves a leader that has ended its lease: a new term mends it."""
+        raft = self.raft
+        if raft.state != StateType.StateLeader or self.lease.term != raft.term or self.removed:
+            return
+        if self.lease.ended and raft.lead_transferee == NO_NODE:
+            log("LOG", f"node {self.node_id} could not hand leadership over, and steps down")
+            self.core.resign()
 
     def _farewells(self) -> None:
         if not self.roster.leaving:
@@ -208,7 +244,8 @@ class Node:
         for message in envelope.messages:
             self._step(sender, message)
         raft = self.raft
-        if envelope.round and raft.lead == sender and raft.term == envelope.term:
+        if envelope.round and self._follows(sender, envelope):
+            self._quiet.promise(self._now + self.core.promise_ns)
             self.outbox.echo(sender, envelope.round, envelope.term)
         if envelope.echo and raft.state == StateType.StateLeader and envelope.echo_term == raft.term:
             self.lease.answer(sender, envelope.echo, envelope.promise_ms * 1_000_000)
@@ -216,6 +253,13 @@ class Node:
             self.board.hear_table(envelope.table, sender, self._now)
         for call in envelope.calls:
             self.desk.call(sender, call)
+
+    def _follows(self, sender: int, envelope: Envelope) -> bool:
+        """Whether the sender leads this node, and its messages of this term have just renewed that."""
+        raft = self.raft
+        if raft.lead != sender or raft.term != envelope.term:
+            return False
+        return any(m.type in _FROM_LEADER and m.term == raft.term for m in envelope.messages)
 
     def _step(self, sender: int, message: Message) -> None:
         if message.from_ != sender or message.to != self.node_id:
@@ -269,12 +313,20 @@ class Node:
             case MessageType.MsgSnap if message.snapshot is not None:
                 fitting = admitting(message.snapshot, message.to)
                 message = msgspec.structs.replace(message, snapshot=fitting)
+                self._snapshots[message.to] = self._now
             case _:
                 pass
         self.outbox.add(message, may_wait=may_wait, now_ns=self._now)
-        if message.type == MessageType.MsgSnap:
-            # A few hundred bytes in one frame: what gets lost shows at the next probe.
-            self.core.raw.report_snapshot(message.to, True)
+
+    def _report_snapshots(self) -> None:
+        """A snapshot that was not answered within an election timeout counts as lost."""
+        for node_id, sent_ns in list(self._snapshots.items()):
+            progress = self.raft.trk.progress.get(node_id)
+            if progress is None or progress.state != ProgressState.StateSnapshot:
+                del self._snapshots[node_id]
+            elif self._now - sent_ns > self._timeout_ns:
+                del self._snapshots[node_id]
+                self.core.raw.report_snapshot(node_id, False)
 
     def flush(self) -> None:
         """Publish the lease, then let the envelopes go."""
@@ -334,6 +386,9 @@ class Node:
             if last.term == self.raft.term:
                 self._led_term = last.term
             self.desk.committed(last.index)
+        self._mark_formed()
+
+    def _mark_formed(self) -> None:
         if not self.roster.identity.formed:
             self.roster.update(msgspec.structs.replace(self.roster.identity, formed=True))
 
@@ -349,12 +404,12 @@ class Node:
         if left is None:
             self.roster.came(change.node_id)
         elif states.current.get(change.node_id) is None:
-            # A newcomer that was taken back has nothing to hear: it may be added again.
-            barred = change.node_id in states.current.removed
-            wait_ns = FAREWELL_ELECTION_TIMEOUTS * self._timeout_ns if barred else 0
-            self.roster.left(left, entry.index, self._now + wait_ns)
-            if barred:
+            if change.node_id in states.current.removed:
+                until = self._now + FAREWELL_ELECTION_TIMEOUTS * self._timeout_ns
+                self.roster.left(left, entry.index, until)
                 self.outbox.tell_removed(change.node_id, entry.index)
+            else:
+                self.roster.taken_back(change.node_id)
         text = f"Voters {list(conf_state.voters)}, learners {list(conf_state.learners)}."
         log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
         self.roster.publish(states.current)
@@ -367,6 +422,7 @@ class Node:
         self.core.membership_log.reset(snapshot.metadata.index, state)
         self.roster.publish(state)
         self._compacted_check = snapshot.metadata.index
+        self._mark_formed()
         log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")
 
     def on_read(self, index: int, context: bytes) -> None:

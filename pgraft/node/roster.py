@@ -137,9 +137,13 @@ class Roster:
         return refusal.text if refusal is not None else ""
 
     def left(self, node: Node, index: int, until_ns: int) -> None:
-        """A member was removed: its id may come back with another disk, if it is added again."""
+        """A voter was removed. Its member id stays known: under the same node id only the same disk may
+        come back, since the votes that an emptied one has forgotten could count in an old configuration."""
         self.leaving[node.node_id] = Leaving(node, index, until_ns)
-        if self._member_ids.pop(node.node_id, None) is not None:
+
+    def taken_back(self, node_id: int) -> None:
+        """A newcomer that never became a voter was taken back: its id is free for any disk."""
+        if self._member_ids.pop(node_id, None) is not None:
             save_peers(self._dir, self._member_ids)
 
     def came(self, node_id: int) -> None:

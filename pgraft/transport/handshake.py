@@ -297,7 +297,7 @@ def removed_refusal(node_id: int) -> Refusal:
     return Refusal(
         RefusalCode.REMOVED,
         f"node {node_id} was removed from the cluster",
-        "Stop it; to use it again, empty its pgraft.data_dir and add it with pgraft_add_node().",
+        "Stop it; to use it again, add it with pgraft_add_node() on the leader.",
     )
 
 
