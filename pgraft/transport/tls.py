@@ -161,7 +161,8 @@ def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # judge_peer asks for the node, which the host name does not give
     context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # sessions are not resumed: a reload counts for every new connection
     try:
         context.load_cert_chain(files.cert, files.key)
     except (OSError, ssl.SSLError) as error:
