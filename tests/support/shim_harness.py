@@ -116,7 +116,19 @@ class Server:
 
     def start(self, *extra: str) -> None:
         """initdb and start."""
-        run(self.bin / "initdb", "-D", self.pgdata, "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--no-locale")
+        run(
+            self.bin / "initdb",
+            "-D",
+            self.pgdata,
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-N",
+            "-E",
+            "UTF8",
+            "--no-locale",
+        )
         lines = [
             "listen_addresses = ''",
             f"unix_socket_directories = '{self.root}'",
@@ -279,7 +291,9 @@ class FakeRuntime:
         """Hold a lease."""
         self.segment.worker["lease_end_ns"] = now_ns() + lease_ms * 1_000_000
 
-    def publish(self, *, leader: int = 1, rows: list[StatusRow] | None = None, role: int = Role.LEADER) -> None:
+    def publish(
+        self, *, leader: int = 1, rows: list[StatusRow] | None = None, role: int = Role.LEADER
+    ) -> None:
         """Show a cluster of three."""
         now = now_ns()
         if rows is None:

@@ -51,7 +51,8 @@ def test_a_c_compiler_reads_the_same_numbers(tmp_path: Path) -> None:
     )
     program = tmp_path / "numbers"
     subprocess.run(["gcc", "-Werror", "-Wall", f"-I{SQL}", source, "-o", program], check=True, timeout=60)
-    lines = subprocess.run([program], check=True, capture_output=True, text=True, timeout=10).stdout.split("\n")
+    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=10)
+    lines = done.stdout.split("\n")
     assert lines[0] == __version__
     assert dict(line.split() for line in lines[1:] if line) == {
         name: str(value) for name, value in constants.items()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.shim_harness import FakeRuntime, Server, build_shim, embedded, server
 
 VERSIONS = (18, 16)

@@ -15,6 +15,8 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from pgraft.shm.layout import CommandFlag, CommandKind, Outcome
 from tests.support.shim_harness import (
     ELECTION_TIMEOUT_MS,
     FakeRuntime,
@@ -25,8 +27,6 @@ from tests.support.shim_harness import (
     run,
     until,
 )
-
-from pgraft.shm.layout import CommandFlag, CommandKind, Outcome
 
 MAYBE = "may or may not have been committed"
 AT_ONCE_S = 2.0
@@ -453,5 +453,3 @@ def test_a_lock_whose_owner_died_is_taken_over(pg18: Server, runtime: FakeRuntim
             holder.kill()
             holder.wait()
             assert session.value("SELECT pgraft_replicate_entry('x')") is True
-
-

@@ -9,12 +9,12 @@ import time
 
 import psycopg
 import pytest
-from tests.support.shim_harness import ELECTION_TIMEOUT_MS, FakeRuntime, Server, start_ticks, until
 
 from pgraft import __version__
 from pgraft.shm.blocks import StatusRow
 from pgraft.shm.layout import Role, WorkerState
 from pgraft.shm.words import now_ns
+from tests.support.shim_harness import ELECTION_TIMEOUT_MS, FakeRuntime, Server, start_ticks, until
 
 GONE = "pgraft is not running on this node"
 
@@ -22,9 +22,7 @@ GONE = "pgraft is not running on this node"
 def test_the_version_is_that_of_the_source(pg: Server) -> None:
     with pg.connect() as session:
         assert session.value("SELECT pgraft_get_version()") == __version__
-        assert (
-            session.value("SELECT extversion FROM pg_extension WHERE extname = 'pgraft'") == __version__
-        )
+        assert session.value("SELECT extversion FROM pg_extension WHERE extname = 'pgraft'") == __version__
 
 
 def test_without_any_runtime_nothing_fails(pg: Server) -> None:
@@ -90,7 +88,9 @@ def test_a_silent_node_is_unreachable_and_keeps_its_values(pg18: Server, runtime
     heard = now_ns() - 2 * ELECTION_TIMEOUT_MS * 1_000_000
     runtime.publish(rows=[StatusRow(2, Role.FOLLOWER, 4, 3, 2, heard)])
     with pg18.connect() as session:
-        row = session.rows("SELECT state, term, commit_index, last_log_index FROM pgraft_get_cluster_status()")
+        row = session.rows(
+            "SELECT state, term, commit_index, last_log_index FROM pgraft_get_cluster_status()"
+        )
         assert row == [("Unreachable", 4, 3, 2)]
 
 

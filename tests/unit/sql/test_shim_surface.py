@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.support.shim_harness import REPO, FakeRuntime, Reply, Server, build_shim, embedded, server
 
 from pgraft.postgres.settings import SETTINGS, Context, Kind
 from pgraft.shm.layout import Outcome
+from tests.support.shim_harness import REPO, FakeRuntime, Reply, Server, build_shim, embedded, server
 
 ACCEPTANCE = REPO.parent / "shared" / "acceptance"
 EXTRA_WARNINGS = "-Wextra -Wno-unused-parameter -Wno-clobbered"
@@ -263,8 +263,8 @@ def test_a_database_without_an_encoding(pg: Server, runtime: FakeRuntime) -> Non
 def test_settings_are_real_ones(pg: Server) -> None:
     with pg.connect() as session:
         rows = session.rows(
-            "SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc, enumvals"
-            " FROM pg_settings WHERE name LIKE 'pgraft.%'"
+            "SELECT name, vartype, unit, context, min_val, max_val, boot_val, short_desc, extra_desc,"
+            " enumvals FROM pg_settings WHERE name LIKE 'pgraft.%'"
         )
     found = {row[0]: row[1:] for row in rows}
     assert set(found) == {setting.name for setting in SETTINGS}
