@@ -283,6 +283,7 @@ class Store:
                 f"compaction at {place.index} of term {place.term}, commit is {self._hard_state.commit}"
             )
         with self._all_or_failed("compact the entry log"):
+            self._log.sync()
             first_file = self._log.first_file_for(place.index + 1)
             self._stored = snapshots.write_snapshot(self._directory, snapshot, first_file)
             self._snapshot = snapshot

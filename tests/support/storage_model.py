@@ -53,6 +53,14 @@ class Model:
         self.snapshot = Snapshot()
         self.entries: list[Entry] = []
 
+    @classmethod
+    def of(cls, state: State, rng: random.Random, data_bytes_max: int) -> Model:
+        """The twin of a Store that shows `state`."""
+        model = cls(rng, data_bytes_max)
+        model.hard_state, model.snapshot = state.hard_state, state.snapshot
+        model.entries = [Entry(*fields) for fields in state.entries]
+        return model
+
     @property
     def first(self) -> int:
         """Index of the first entry."""
@@ -70,7 +78,7 @@ class Model:
 
     def step(self, store: Store) -> str:
         """One random operation on both. Its name comes back; "commit" is the one that is not synced."""
-        operations = ["append"] * 6 + ["replace"] * 2 + ["commit", "vote", "compact", "install"]
+        operations = ["append"] * 6 + ["replace"] * 2 + ["commit"] * 3 + ["vote", "compact", "install"]
         name = self.rng.choice(operations)
         match name:
             case "replace" if self.last > self.hard_state.commit:

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from pgraft.raft.types import Entry
 from pgraft.storage import open_store
 from tests.support.storage_disk import Choice, RecordingDisk, crash
 from tests.support.storage_model import Model, State, state_of
 
 SEGMENT_BYTES = 4096
-STEPS = 25
-CRASHES_IN_RECOVERY = 3
+STEPS = 20
+CRASHES_LATER = 2
 
 
 def recorded_history(
@@ -51,28 +50,21 @@ def check_allowed(found: State, history: list[tuple[int, bool, State]], calls: i
     assert found.snapshot.metadata.index <= found.hard_state.commit or not found.entries
 
 
-def write_image(root: Path, image: dict[str, bytes]) -> None:
-    """The image as files below `root`."""
-    for name, data in image.items():
-        path = root / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.write_bytes(data)
-
-
-def go_on(root: Path, found: State) -> None:
-    """A recovered Store takes another entry and still has everything when it is opened again."""
-    store = open_store(root, segment_bytes=SEGMENT_BYTES)
+def second_life(disk: RecordingDisk, found: State, rng: random.Random) -> list[tuple[int, bool, State]]:
+    """The Store is opened once more, lives on for some steps on the recovered state, and its history."""
+    store = open_store(disk.root, segment_bytes=SEGMENT_BYTES)
     assert state_of(store) == found, "a second start finds something else than the first"
-    entry = Entry(max(found.hard_state.term, 1), store.last_index() + 1, 0, b"after the crash")
-    store.append(None, [entry])
+    model = Model.of(found, rng, data_bytes_max=200)
+    history = [(0, True, found)]
+    for _ in range(rng.choice((1, 2, 5))):
+        name = model.step(store)
+        history.append((len(disk.calls), name != "commit", model.state()))
+    assert state_of(store) == model.state()
     store.close()
-    store = open_store(root, segment_bytes=SEGMENT_BYTES)
-    assert store.entries(entry.index, entry.index + 1, 1000) == [entry]
-    assert state_of(store).entries[:-1] == found.entries
-    store.close()
+    return history
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_every_crash_point_leaves_an_allowed_state(tmp_path: Path, monkeypatch: Any, seed: int) -> None:
     (tmp_path / "life").mkdir()
     disk, history = recorded_history(tmp_path / "life", monkeypatch, seed)
@@ -89,19 +81,24 @@ def test_every_crash_point_leaves_an_allowed_state(tmp_path: Path, monkeypatch: 
             found = state_of(store)
             check_allowed(found, history, calls)
             store.close()
-            recovery = list(again.calls)
-            go_on(root, found)
-            for _ in range(CRASHES_IN_RECOVERY if what == "some" else 0):
-                twice = crash(recovery[: rng.randint(loaded, len(recovery))], Choice("some", rng))
-                crash_again(tmp_path / "again", monkeypatch, twice, found)
+            recovered = len(again.calls)
+            later = second_life(again, found, rng)
+            for _ in range(CRASHES_LATER):
+                at = rng.randint(loaded, recovered)
+                image = crash(again.calls[:at], Choice("some", rng))
+                assert recovered_from(tmp_path / "again", monkeypatch, image) == found
+                at = rng.randint(recovered, len(again.calls))
+                image = crash(again.calls[:at], Choice(rng.choice(("all", "none", "some")), rng))
+                check_allowed(recovered_from(tmp_path / "again", monkeypatch, image), later, at)
 
 
-def crash_again(root: Path, monkeypatch: Any, image: dict[str, bytes], found: State) -> None:
-    """A crash while a crash was recovered from changes nothing about what is found."""
+def recovered_from(root: Path, monkeypatch: Any, image: dict[str, bytes]) -> State:
+    """What a start finds on an image."""
     for path in sorted(root.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     root.mkdir(exist_ok=True)
     RecordingDisk(root, monkeypatch).load(image)
     store = open_store(root, segment_bytes=SEGMENT_BYTES)
-    assert state_of(store) == found
+    found = state_of(store)
     store.close()
+    return found
