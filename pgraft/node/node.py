@@ -20,7 +20,7 @@ from pgraft.node.core import Core
 from pgraft.node.desk import Desk
 from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
 from pgraft.node.lease import Lease
-from pgraft.node.membership import admitting, decode_change, from_snapshot
+from pgraft.node.membership import Membership, admitting, decode_change, from_snapshot
 from pgraft.node.outbox import Outbox
 from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
@@ -87,7 +87,13 @@ class Node:
         self._led_term = 0
         self._snapshots: dict[int, int] = {}
         self._compacted_check = self.raft.raft_log.applied
-        roster.publish(core.membership_log.current)
+        self._start_membership(core.membership_log.current)
+
+    def _start_membership(self, membership: Membership) -> None:
+        self.roster.publish(membership)
+        own = membership.get(self.node_id)
+        if own is None and self.node_id in membership.removed:
+            self._on_removed("its own log says so")
 
     @property
     def removed(self) -> bool:
@@ -221,6 +227,7 @@ class Node:
                 case RecordKind.PEER_CONNECTED:
                     self.roster.connected(node_id)
                 case RecordKind.PEER_DISCONNECTED:
+                    self.roster.disconnected(node_id)
                     self.core.raw.report_unreachable(node_id)
                 case _:
                     self.rejected += 1
@@ -232,10 +239,13 @@ class Node:
         if not honest or sender == self.node_id or not self.roster.is_trusted(sender):
             self.rejected += 1
             return
-        self.board.hear(envelope.status, self._now)
         for reply in envelope.replies:
             self.desk.reply(reply)
-        if envelope.removed_index:
+        if sender in self.roster.leaving:
+            self.outbox.tell_removed(sender, self.roster.leaving[sender].index)
+            return
+        self.board.hear(envelope.status, self._now)
+        if envelope.removed_index and not self._outlived(envelope.removed_index):
             self._on_removed(f"node {sender} says so: the change at index {envelope.removed_index}")
         if self.removed:
             if envelope.removed_index or not any(m.type in _FROM_LEADER for m in envelope.messages):
@@ -253,6 +263,15 @@ class Node:
             self.board.hear_table(envelope.table, sender, self._now)
         for call in envelope.calls:
             self.desk.call(sender, call)
+
+    def _outlived(self, index: int) -> bool:
+        """Whether this node has applied the change at `index` and is a member: it was added again."""
+        current = self.core.membership_log.current
+        return self.raft.raft_log.applied >= index and current.get(self.node_id) is not None
+
+    def _hears_leader(self) -> bool:
+        lead = self.raft.lead
+        return lead != NO_NODE and self.board.is_reachable(lead, self._now)
 
     def _follows(self, sender: int, envelope: Envelope) -> bool:
         """Whether the sender leads this node, and its messages of this term have just renewed that."""
@@ -277,7 +296,8 @@ class Node:
 
     def _refused(self, node_id: int, refusal: Refusal) -> None:
         self.roster.refused(node_id, refusal)
-        if refusal.code == RefusalCode.REMOVED:
+        # A peer that lags may bar this node though it was added again: the leader knows better.
+        if refusal.code == RefusalCode.REMOVED and not self._hears_leader():
             self._on_removed(f"node {node_id} refuses it")
         elif refusal.code in _BARRED and not self.raft.lead:
             self.barred = f"refused by node {node_id}: {refusal.text}"
@@ -339,6 +359,8 @@ class Node:
         told = self.roster.tell_identity()
         if self.outbox.flush(own, self._table(own, now), round_ns=now if leads else 0) or told:
             self.outbox.ring()
+        for node_id in self.outbox.take_lost():
+            self.core.raw.report_unreachable(node_id)
 
     def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
         return lambda: self.board.table(own, now)
@@ -358,6 +380,7 @@ class Node:
         if role == self._role:
             return
         (old_term, old_lead, old_state), self._role = self._role, role
+        self.outbox.drop_held()
         led = old_state == StateType.StateLeader
         leads = raft.state == StateType.StateLeader
         if led and (not leads or raft.term != old_term):

@@ -20,6 +20,8 @@ _APP = MessageType.MsgApp
 _ROUND_TYPES = (MessageType.MsgApp, MessageType.MsgHeartbeat)
 _MESSAGE_BYTES = 64
 """A guess at what a message takes beside its entries' data, high enough to bound a frame."""
+_CONF_STATE_BYTES_MAX = 4096
+"""Ids of a snapshot's configuration: each of MEMBERS_MAX members in at most two lists."""
 
 
 class Peer:
@@ -52,6 +54,7 @@ class Outbox:
         self.ring = bell.ring
         self._peers: dict[int, Peer] = {}
         self._held_since_ns = 0
+        self._lost: list[int] = []
         self.dropped = 0
 
     def _peer(self, node_id: int) -> Peer:
@@ -69,19 +72,20 @@ class Outbox:
                 self._held_since_ns = self._held_since_ns or now_ns
                 return
             peer.held = None
-            peer.bytes += sum(len(entry.data) + _MESSAGE_BYTES for entry in message.entries)
-        peer.bytes += _MESSAGE_BYTES
+        peer.bytes += _size_of(message)
         peer.messages.append(message)
 
     def call(self, node_id: int, call: Call) -> None:
         """Send a command on to the leader."""
         peer = self._peer(node_id)
         peer.calls.append(call)
-        peer.bytes += len(call.data)
+        peer.bytes += _MESSAGE_BYTES + len(call.data)
 
     def reply(self, node_id: int, reply: Reply) -> None:
         """Answer a forwarded command."""
-        self._peer(node_id).replies.append(reply)
+        peer = self._peer(node_id)
+        peer.replies.append(reply)
+        peer.bytes += _MESSAGE_BYTES + len(reply.payload)
 
     def echo(self, node_id: int, round_ns: int, term: int) -> None:
         """Answer the leader's round with the next envelope to it."""
@@ -90,7 +94,10 @@ class Outbox:
 
     def tell_removed(self, node_id: int, index: int) -> None:
         """Tell a node that the change at `index` removed it."""
-        self._peer(node_id).removed_index = index
+        peer = self._peer(node_id)
+        peer.removed_index = index
+        # Behind this, a leader's message would say that the node is a member again.
+        peer.held = None
 
     def held_due_ns(self) -> int:
         """When held commits must go out, 0 when there are none."""
@@ -102,8 +109,20 @@ class Outbox:
             self._held_since_ns = 0
             for peer in self._peers.values():
                 if peer.held is not None:
+                    peer.bytes += _size_of(peer.held)
                     peer.messages.append(peer.held)
                     peer.held = None
+
+    def drop_held(self) -> None:
+        """Leadership has changed hands: what an earlier leader committed is told by the next one."""
+        self._held_since_ns = 0
+        for peer in self._peers.values():
+            peer.held = None
+
+    def take_lost(self) -> list[int]:
+        """Peers whose envelopes had no room since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def forget(self, node_id: int) -> None:
         """Drop what waits for a peer that is a member no more."""
@@ -131,42 +150,72 @@ class Outbox:
         table: Callable[[], list[NodeStatus]],
         round_ns: int,
     ) -> None:
-        batches = [peer.messages] if peer.bytes <= ENVELOPE_ENTRY_BYTES_MAX else _split(peer.messages)
-        for number, messages in enumerate(batches or [[]]):
-            first = number == 0
-            beats = any(message.type == MessageType.MsgHeartbeat for message in messages)
-            asks = round_ns if any(message.type in _ROUND_TYPES for message in messages) else 0
+        whole = _Load(peer.messages, peer.calls, peer.replies)
+        for load in [whole] if peer.bytes <= ENVELOPE_ENTRY_BYTES_MAX else _split(whole):
+            beats = any(message.type == MessageType.MsgHeartbeat for message in load.messages)
+            asks = round_ns if any(message.type in _ROUND_TYPES for message in load.messages) else 0
             envelope = Envelope(
                 sender=self._node_id,
                 term=status.term,
                 status=status,
-                messages=messages,
+                messages=load.messages,
                 round=asks,
                 echo=peer.echo,
                 echo_term=peer.echo_term,
                 promise_ms=self._promise_ms,
                 table=table() if beats and round_ns else [],
-                calls=peer.calls if first else [],
-                replies=peer.replies if first else [],
+                calls=load.calls,
+                replies=load.replies,
                 removed_index=peer.removed_index,
             )
             if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), encode(envelope)):
-                # The network process is behind or away. Raft sends again what matters.
+                # The network process is behind or away. Raft sends again what matters; a forwarded
+                # command ends as unknown.
                 self.dropped += 1
+                self._lost.append(node_id)
         peer.messages, peer.calls, peer.replies = [], [], []
         peer.bytes = peer.removed_index = 0
         peer.echo = 0
 
 
-def _split(messages: list[Message]) -> list[list[Message]]:
-    """Batches that each stay below the envelope's limit; a single message always fits by itself."""
-    batches: list[list[Message]] = []
+def _size_of(message: Message) -> int:
+    """Bytes that the message takes in an envelope, at most."""
+    size = _MESSAGE_BYTES
+    for entry in message.entries:
+        size += len(entry.data) + _MESSAGE_BYTES
+    if message.snapshot is not None:
+        size += len(message.snapshot.data) + _CONF_STATE_BYTES_MAX
+    return size
+
+
+class _Load:
+    """What goes into one envelope."""
+
+    __slots__ = ("calls", "messages", "replies")
+
+    def __init__(self, messages: list[Message], calls: list[Call], replies: list[Reply]) -> None:
+        self.messages = messages
+        self.calls = calls
+        self.replies = replies
+
+
+def _split(whole: _Load) -> list[_Load]:
+    """Loads that each stay below the envelope's limit, in order; a single item always fits by itself."""
+    loads: list[_Load] = []
     room = 0
-    for message in messages:
-        size = _MESSAGE_BYTES + sum(len(entry.data) + _MESSAGE_BYTES for entry in message.entries)
-        if not batches or size > room:
-            batches.append([])
+
+    def load_for(size: int) -> _Load:
+        nonlocal room
+        if not loads or size > room:
+            loads.append(_Load([], [], []))
             room = ENVELOPE_ENTRY_BYTES_MAX
-        batches[-1].append(message)
         room -= size
-    return batches
+        return loads[-1]
+
+    for message in whole.messages:
+        load_for(_size_of(message)).messages.append(message)
+    for call in whole.calls:
+        load_for(_MESSAGE_BYTES + len(call.data)).calls.append(call)
+    for reply in whole.replies:
+        load_for(_MESSAGE_BYTES + len(reply.payload)).replies.append(reply)
+    return loads

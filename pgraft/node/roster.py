@@ -20,6 +20,9 @@ from pgraft.shm.segment import Segment
 from pgraft.storage import Identity, load_peers, save_peers, update_identity
 from pgraft.transport.records import NetIdentity, PeerHello, RecordKind, Refusal, pack
 
+PRESENT_MAX = 4 * MEMBERS_MAX
+"""Peers, members or not, whose newest member id is kept in memory."""
+
 
 class Leaving(msgspec.Struct, frozen=True):
     """A node that was removed and still hears so, until `until_ns`."""
@@ -41,7 +44,8 @@ class Roster:
         self._told_epoch = -1
         self._ring = ring
         self._member_ids = load_peers(self._dir)
-        self._strangers: set[int] = set()
+        self._present: dict[int, int] = {}
+        self._membership = Membership()
         self._met: dict[int, Node] = {}
         self._refusals: dict[int, Refusal] = {}
         self.leaving: dict[int, Leaving] = {}
@@ -75,7 +79,10 @@ class Roster:
             self._told_epoch = -1
 
     def publish(self, membership: Membership) -> None:
-        """Show the members to the network process and to every backend, when they changed."""
+        """Show the members to the network process and to every backend, when they changed. Raises
+        StorageError."""
+        self._membership = membership
+        self._remember()
         rows = {node.node_id: self._row(node, membership) for node in membership.nodes}
         for node_id, leaving in self.leaving.items():
             rows.setdefault(node_id, self._row(leaving.node, membership, is_leaving=True))
@@ -108,20 +115,30 @@ class Roster:
         self._refusals.pop(node_id, None)
         if len(self._met) < MEMBERS_MAX or node_id in self._met:
             self._met[node_id] = Node(node_id, hello.address, hello.port)
-        known = self._member_ids.get(node_id)
-        if known is not None:
-            (self._strangers.discard if known == hello.member_id else self._strangers.add)(node_id)
-            return
-        self._member_ids[node_id] = hello.member_id
-        save_peers(self._dir, self._member_ids)
+        if len(self._present) < PRESENT_MAX or node_id in self._present:
+            self._present[node_id] = hello.member_id
+        self._remember()
+
+    def _remember(self) -> None:
+        """Write down the member ids of members that have none yet. Who never was one may come back with
+        another disk."""
+        new = {
+            node.node_id: self._present[node.node_id]
+            for node in self._membership.nodes
+            if node.node_id in self._present and node.node_id not in self._member_ids
+        }
+        if new:
+            self._member_ids |= new
+            save_peers(self._dir, self._member_ids)
 
     def is_trusted(self, node_id: int) -> bool:
-        """Whether the newest connection of this peer came with the member id that is remembered."""
-        return node_id in self._member_ids and node_id not in self._strangers
-
-    def met(self, node_id: int) -> Node | None:
-        """Where a peer that has connected said that it listens."""
-        return self._met.get(node_id)
+        """Whether the newest connection of this peer came with the member id that is remembered. A node
+        that is no member may speak too: whose configuration lags must still hear new voters."""
+        known, present = self._member_ids.get(node_id), self._present.get(node_id)
+        if present is None:
+            # Its greeting went to an earlier worker; the network process has checked it.
+            return known is not None
+        return known is None or known == present
 
     def refused(self, node_id: int, refusal: Refusal) -> None:
         """A peer refuses this node, or this node's connection to it."""
@@ -130,6 +147,11 @@ class Roster:
     def connected(self, node_id: int) -> None:
         """A connection stands: what was refused before is over."""
         self._refusals.pop(node_id, None)
+
+    def disconnected(self, node_id: int) -> None:
+        """This node's connection to a peer is gone: who is no member may come back as another."""
+        if self._membership.get(node_id) is None:
+            self._present.pop(node_id, None)
 
     def refusal_text(self, node_id: int) -> str:
         """Why the connection to a peer was refused last, empty when it was not."""
