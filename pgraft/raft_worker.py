@@ -167,8 +167,13 @@ class RaftWorker:
     def _end_where_due(self) -> None:
         self._beat.store(now_ns())
         if self._stopping or self._segment.header["retired"] or self._segment.header["epoch"] != self._epoch:
-            self._set_state(WorkerState.STOPPED)
-            raise Stop(0)
+            self._gone()
+
+    def _gone(self) -> None:
+        """An orderly end: nobody shall wait for a beat to grow old. Raises Stop."""
+        self._set_state(WorkerState.STOPPED)
+        self._beat.store(0)
+        raise Stop(0)
 
     def _hand_over_and_stop(self, node: Node) -> None:
         """A planned stop costs the cluster no election: the best voter takes over first."""
@@ -187,8 +192,7 @@ class RaftWorker:
         self._words["lease_end_ns"] = 0
         node.core.write_commit()
         node.core.store.close()
-        self._set_state(WorkerState.STOPPED)
-        raise Stop(0)
+        self._gone()
 
     def stay_out(self, reason: str, hint: str) -> None:
         """After a failure: no lease, no vote, no message; sessions are told why. Raises Stop."""

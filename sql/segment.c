@@ -359,11 +359,12 @@ pgraft_liveness(void)
 	if (pgraft_segment.base == NULL || pgraft_header_word(PGRAFT_HEADER_W_RETIRED) != 0)
 		return PGRAFT_ABSENT;
 	state = pgraft_worker_word(PGRAFT_WORKER_W_STATE);
-	if (state == PGRAFT_WORKER_IS_STOPPED)
-		return PGRAFT_ABSENT;
 	beat = pgraft_worker_word(PGRAFT_WORKER_W_BEAT_NS);
+	/* A stopped worker with a fresh beat is that of a removed node: it answers, and says so. */
 	if (is_within(beat, pgraft_segment.election_timeout_ns))
 		return PGRAFT_ALIVE;
+	if (state == PGRAFT_WORKER_IS_STOPPED)
+		return PGRAFT_ABSENT;
 	if (!process_alive(PGRAFT_HEADER_W_WORKER_PID, PGRAFT_HEADER_W_WORKER_START))
 		return PGRAFT_ABSENT;
 	is_starting = state == PGRAFT_WORKER_IS_INITIALIZING &&
