@@ -59,6 +59,26 @@ def timed_out(voters: Voters) -> Answer:
     )
 
 
+def change_running() -> Answer:
+    """Another membership change took all the time that this one had."""
+    return error(
+        Outcome.ERROR_STATE,
+        "another membership change was still running",
+        "Nothing was changed.",
+        "Try again when it is over; pgraft_get_nodes() lists the members.",
+    )
+
+
+def not_confirmed(voters: Voters) -> Answer:
+    """A read barrier whose time has passed."""
+    return error(
+        Outcome.ERROR_STATE,
+        f"the leader could not be confirmed within the command's time: {voters_text(voters)}",
+        "",
+        "Try again.",
+    )
+
+
 def stopping() -> Answer:
     """The worker is being stopped with the command in flight."""
     return error(

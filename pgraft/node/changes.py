@@ -13,8 +13,10 @@ from pgraft.node import answers
 from pgraft.node.commands import Answer, Command
 from pgraft.node.membership import ChangeContext, Membership, Node, encode_context
 from pgraft.raft.types import ConfChange, ConfChangeType
-from pgraft.shm.layout import MEMBERS_MAX, CommandKind
+from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX, CommandKind
 
+NODE_ID_MAX = 2**31 - 1
+PORT_MAX = 65535
 NOTICE_INTERVAL_NS = 1_000_000_000
 PROPOSE_AGAIN_NS = 100_000_000
 """A change that the core would not take (another one is pending) is proposed again after this."""
@@ -72,6 +74,7 @@ class _Proposed:
         self._change = change
         self._index = 0
         self._next_try_ns = 0
+        self.was_proposed = False
 
     def is_applied(self, done: bool, now_ns: int) -> bool:
         """`done` says whether the membership shows the change; proposes it (again) where it does not."""
@@ -82,6 +85,7 @@ class _Proposed:
         if now_ns >= self._next_try_ns:
             self._next_try_ns = now_ns + PROPOSE_AGAIN_NS
             self._index = self._host.propose_change(self._change)
+            self.was_proposed = self.was_proposed or self._index > 0
         return False
 
 
@@ -135,7 +139,8 @@ class AddNode:
         if membership.is_voter(self._id):
             return answers.ok(self._host.applied)
         if now_ns >= self.command.deadline_ns:
-            return answers.state(f"node {self._id} could not be added: no membership change got through")
+            text = f"node {self._id} could not be added: no membership change got through in time"
+            return answers.unknown(text) if self._add.was_proposed else answers.state(text)
         if not self._add.is_applied(self._id in membership.conf_state.learners, now_ns):
             return None
         self._host.notice(self.command, f"node {self._id} is a learner now, and is catching up")
@@ -145,6 +150,16 @@ class AddNode:
         return None
 
     def _refuse(self, membership: Membership) -> Answer | None:
+        node = self._node
+        if not 1 <= node.node_id <= NODE_ID_MAX:
+            return answers.argument(f"node_id {node.node_id} is not within 1 .. {NODE_ID_MAX}")
+        if not 1 <= node.port <= PORT_MAX:
+            return answers.argument(f"port {node.port} is not within 1 .. {PORT_MAX}")
+        if not 1 <= len(node.address.encode()) < ADDRESS_BYTES_MAX:
+            return answers.argument(f"the address must have 1 to {ADDRESS_BYTES_MAX - 1} bytes")
+        return self._refuse_place(membership)
+
+    def _refuse_place(self, membership: Membership) -> Answer | None:
         known = membership.get(self._id)
         if known is not None and (known.address, known.port) != (self._node.address, self._node.port):
             return answers.argument(
@@ -231,7 +246,8 @@ class RemoveNode:
                 f"node {self._id} is not a member", hint="pgraft_get_nodes() lists the members."
             )
         if now_ns >= self.command.deadline_ns:
-            return answers.unknown(f"the removal of node {self._id} was not committed within its time")
+            text = f"the removal of node {self._id} was not committed within its time"
+            return answers.unknown(text) if self._remove.was_proposed else answers.state(text)
         refused = self._refuse(membership)
         if refused is not None and not self._proposed:
             return refused

@@ -18,6 +18,7 @@ from pgraft.shm.layout import COMMAND_RECORD_BYTES, COMMAND_RECORD_WORDS, Comman
 from pgraft.shm.segment import Segment, Slot, slot_bell
 
 _RECORD = struct.Struct(f"<{len(COMMAND_RECORD_WORDS)}Q")
+_NOT_FINAL = (Outcome.NONE, Outcome.PROGRESS)
 RING_READ_BYTES = 1024 * 1024
 """Bytes of commands taken in one turn, so that a burst becomes one batch, but a bounded one."""
 
@@ -95,6 +96,8 @@ class CommandSource:
 
     def take(self, now_ns: int) -> list[Command]:
         """Commands that are complete, in ring order; makes room, and tells who waits for it."""
+        if self._partial:
+            self._drop_abandoned()
         was_tight = self._ring.used_bytes() * 2 > self._ring.capacity
         records = self._ring.read(RING_READ_BYTES)
         commands = []
@@ -143,6 +146,13 @@ class CommandSource:
         del self._partial[slot]
         return bytes(partial.data)
 
+    def _drop_abandoned(self) -> None:
+        """Forget pieces whose session went away before the last one."""
+        for number, partial in list(self._partial.items()):
+            slot = self._slots[number]
+            if slot.request_no != partial.request_no or not slot.owner_pid:
+                del self._partial[number]
+
     def _tell_room(self) -> None:
         for number, slot in enumerate(self._slots):
             if slot.backend_word("want_space"):
@@ -156,11 +166,6 @@ class CommandSource:
         slot.answer(command.number, answer.outcome, answer.value1, answer.value2, answer.payload)
         self._ring_slot(command.slot)
         return True
-
-    def waits(self, command: Command) -> bool:
-        """Whether the session that sent the command still waits for it."""
-        slot = self._slots[command.slot]
-        return slot.request_no == command.number and slot.owner_pid != 0
 
     def _ring_slot(self, number: int) -> None:
         fd = self._bells.get(number)
@@ -178,8 +183,9 @@ class CommandSource:
         tail = self._ring.position()
         count = 0
         for number, slot in enumerate(self._slots):
-            if _was_taken(slot, tail):
-                slot.answer(slot.request_no, answer.outcome, 0, 0, answer.payload)
+            taken = _taken_request(slot, tail)
+            if taken:
+                slot.answer(taken, answer.outcome, 0, 0, answer.payload)
                 self._ring_slot(number)
                 count += 1
         return count
@@ -197,13 +203,16 @@ class CommandSource:
         self._bells.clear()
 
 
-def _was_taken(slot: Slot, tail: int) -> bool:
-    """Submitted and read (its last record ends at or before the tail), but not finally answered."""
+def _taken_request(slot: Slot, tail: int) -> int:
+    """The request that was submitted and read (its last record ends at or before the tail), but not
+    finally answered; 0 when there is none."""
+    number = slot.request_no
     if slot.owner_pid == 0 or slot.backend_word("state") != SlotState.SUBMITTED:
-        return False
+        return 0
     if slot.backend_word("submitted_pos") > tail:
-        return False
+        return 0
     answered = slot.read_answer()
-    if answered is None or answered[0] != slot.request_no:
-        return True
-    return answered[1] in (Outcome.NONE, Outcome.PROGRESS)
+    if answered is not None and answered[0] == number and answered[1] not in _NOT_FINAL:
+        return 0
+    # A session may have moved on to its next request while the words were read.
+    return number if slot.request_no == number else 0

@@ -8,6 +8,8 @@ entry may be in a log.
 
 from __future__ import annotations
 
+import msgspec
+
 from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.board import Board
@@ -27,6 +29,14 @@ from pgraft.shm.layout import SLOT_PAYLOAD_BYTES, CommandKind, Outcome
 SWEEP_INTERVAL_NS = 20_000_000
 """How exactly the times of waiting commands are kept."""
 _READ_ONE = 2**62
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """A read barrier on its way to the leader, since `at_ns`."""
+
+    command: Command
+    at_ns: int
+
 
 _CHANGES = (CommandKind.ADD_NODE, CommandKind.REMOVE_NODE, CommandKind.TRANSFER_LEADER)
 
@@ -61,7 +71,7 @@ class Desk:
         self._waiting = Waiting(self.election_timeout_ns)
         self._appends: list[Command] = []
         self._changes: list[Change | Command] = []
-        self._barriers: dict[bytes, Command] = {}
+        self._barriers: dict[bytes, _Asked] = {}
         self._reads: list[tuple[int, Command]] = []
         self._barrier_no = 0
         self._answers: list[tuple[Command, Answer]] = []
@@ -245,7 +255,7 @@ class Desk:
     def _start_barrier(self, command: Command) -> None:
         self._barrier_no += 1
         context = self._forwarded.nonce.to_bytes(8, "little") + self._barrier_no.to_bytes(8, "little")
-        self._barriers[context] = command
+        self._barriers[context] = _Asked(command, self.now)
         self._core.raw.read_index(context)
 
     def _get_entry(self, command: Command) -> None:
@@ -275,9 +285,9 @@ class Desk:
 
     def read_index(self, index: int, context: bytes) -> None:
         """A read barrier got its index."""
-        command = self._barriers.pop(context, None)
-        if command is not None:
-            self._reads.append((index, command))
+        asked = self._barriers.pop(context, None)
+        if asked is not None:
+            self._reads.append((index, asked.command))
 
     def poll(self) -> None:
         """Take the running membership change one step on, and answer barriers that are reached."""
@@ -312,10 +322,36 @@ class Desk:
             self.answer(command, answers.timed_out(self.voters()))
         for command in self._forwarded.take_where(lambda command, _: command.deadline_ns <= now):
             self.answer(command, answers.timed_out(self.voters()))
-        for context, command in list(self._barriers.items()):
-            if command.deadline_ns <= now:
+        self._sweep_barriers()
+        self._sweep_queue()
+
+    def _sweep_barriers(self) -> None:
+        """A request for an index may get lost: it is asked again, until its time is over."""
+        now = self.now
+        for context, asked in list(self._barriers.items()):
+            if asked.command.deadline_ns <= now:
                 del self._barriers[context]
-                self.answer(command, answers.no_leader(self.voters()))
+                self.answer(asked.command, answers.not_confirmed(self.voters()))
+            elif now - asked.at_ns > self.election_timeout_ns:
+                del self._barriers[context]
+                self._waiting.add(asked.command, now)
+        late = [command for _, command in self._reads if command.deadline_ns <= now]
+        if late:
+            self._reads = [(index, command) for index, command in self._reads if command.deadline_ns > now]
+            for command in late:
+                self.answer(command, answers.not_confirmed(self.voters()))
+
+    def _sweep_queue(self) -> None:
+        """Changes whose turn did not come in time: nobody must find them done later."""
+        late = [
+            change
+            for change in self._changes
+            if isinstance(change, Command) and change.deadline_ns <= self.now
+        ]
+        if late:
+            self._changes = [change for change in self._changes if change not in late]
+            for command in late:
+                self.answer(command, answers.change_running())
 
     def next_ns(self) -> int:
         """When something here is due, 0 for never."""
@@ -349,7 +385,7 @@ class Desk:
     def deposed(self) -> None:
         """This node leads no more: what is committed is told so, the rest is unknown."""
         for pending in self._proposals.committed(self._raft.raft_log.committed):
-            if self._raft.raft_log.term(pending.index) == self._proposals.term:
+            if self._raft.raft_log.match_term(pending.index, self._proposals.term):
                 self.answer(pending.command, answers.ok(pending.index))
             else:
                 self.answer(pending.command, answers.lost_leadership(self.voters()))
@@ -370,28 +406,48 @@ class Desk:
 
     def leader_changed(self, leader: int) -> None:
         """Another node leads, or nobody: whoever was asked before may or may not have done it."""
-        for command in self._forwarded.take_where(lambda _, asked: asked != leader):
+        gone = self._forwarded.take_where(
+            lambda command, asked: asked != leader and not _hands_itself_over(command, asked)
+        )
+        for command in gone:
             self.answer(command, answers.unknown("the leader was lost before it answered"))
+        if leader:
+            # A removal may be asked for twice: who is removed already is answered with success.
+            for command in self._forwarded.take_where(lambda _, asked: asked != leader):
+                self._ask_again(command)
+        for asked in self._barriers.values():
+            self._waiting.add(asked.command, self.now)
+        self._barriers = {}
+
+    def _ask_again(self, command: Command) -> None:
+        if self.leads:
+            self._changes.append(command)
+        else:
+            self.forward_to_leader(command)
 
     def out(self, reason: str) -> None:
         """This node takes no part any more, by removal or failure: nobody waits in vain."""
         self.out_reason = reason
         definite = answers.not_running(reason)
-        for command in (*self._waiting.take_all(), *self._appends, *self._barriers.values()):
+        for command in (*self._waiting.take_all(), *self._appends, *self._take_reads()):
             self.answer(command, definite)
         self._appends = []
-        self._barriers = {}
         self._fail_uncertain(answers.unknown(f"this node stopped taking part in consensus: {reason}"))
 
     def stop(self) -> None:
         """The worker stops: whoever waits hears it now."""
-        waiting = (*self._waiting.take_all(), *self._appends, *self._barriers.values())
-        for command in (*waiting, *(command for _, command in self._reads)):
+        for command in (*self._waiting.take_all(), *self._appends, *self._take_reads()):
             self.answer(command, answers.not_running("the raft worker is being stopped"))
-        self._appends, self._barriers, self._reads = [], {}, []
+        self._appends = []
         for command in self._forwarded.take_where(lambda *_: True):
             self.answer(command, answers.stopping())
         self._fail_uncertain(answers.stopping())
+
+    def _take_reads(self) -> list[Command]:
+        commands = [asked.command for asked in self._barriers.values()]
+        commands += [command for _, command in self._reads]
+        self._barriers, self._reads = {}, []
+        return commands
 
     def _fail_uncertain(self, answer: Answer) -> None:
         for command in self._proposals.take_all():
@@ -427,6 +483,11 @@ class Desk:
             else:
                 self._source.answer(command, answer)
         return to_peer
+
+
+def _hands_itself_over(command: Command, asked: int) -> bool:
+    """Whether the leader that was asked is to be removed: it hands over, and passes the command on."""
+    return command.kind == CommandKind.REMOVE_NODE and command.arg1 == asked
 
 
 def _user_data(entry: Entry) -> bytes | None:
