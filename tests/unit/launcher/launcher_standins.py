@@ -20,7 +20,6 @@ from typing import Any
 from pgraft.postgres import process
 from pgraft.postgres.process import ProcessRef
 from pgraft.shm import segment as segments
-from pgraft.shm.layout import WorkerState
 from pgraft.shm.words import now_ns
 from pgraft_launcher import policy, rundir
 from pgraft_launcher.pages import Pages
@@ -29,7 +28,7 @@ from pgraft_launcher.rundir import Plan, Record
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
-WAIT_S = 20.0
+WAIT_S = 10.0
 
 
 class Standins:
@@ -179,7 +178,7 @@ def _be_ready(folder: Path, name: str) -> None:
         (folder / "postmaster.pid").write_text("\n".join(lines) + "\n")
     elif pages is not None and name == Part.WORKER.value:
         pages.worker["started_boot_ns"] = now_ns()
-        pages.worker["state"] = WorkerState.RUNNING
+        pages.worker["ready"] = 1
     elif pages is not None:
         pages.network["started_boot_ns"] = now_ns()
 
