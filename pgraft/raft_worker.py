@@ -115,6 +115,8 @@ class RaftWorker:
                 self.source.answer(command, answers.OK if joins else answers.not_started())
                 if joins:
                     self._words["joined"] = 1
+            # Nobody is told who this node is yet, so nothing in there can matter.
+            self._inbound.skip_all()
             if not self.source.pending():
                 self._sleep(now_ns() + IDLE_WAKE_MS * _MS)
 
@@ -129,7 +131,7 @@ class RaftWorker:
             commands = self.source.take(now)
             more = node.turn(records, commands, now)
             self._show(node, len(commands))
-            if self._stopping or self._segment.header["retired"]:
+            if self._is_over():
                 self._hand_over_and_stop(node)
             if not more:
                 self._sleep(node.deadline_ns())
@@ -137,12 +139,13 @@ class RaftWorker:
     def _show(self, node: Node, taken: int) -> None:
         if taken:
             self._words.add("commands_taken", taken)
-            self._words["messages_refused"] = node.rejected + self.source.malformed
-            self._words["messages_dropped"] = node.outbox.dropped
-            self._words["ring_damage"] = self.source.damage + self._inbound.damage
-            self._words["fsyncs"] = node.core.syncs
-            self._words["fsync_ns_total"] = node.core.sync_ns_total
-            self._words["fsync_ns_max"] = node.core.sync_ns_max
+        words, core = self._words, node.core
+        words["messages_refused"] = node.rejected + self.source.malformed
+        words["messages_dropped"] = node.outbox.dropped
+        words["ring_damage"] = self.source.damage + self._inbound.damage
+        words["fsyncs"] = core.syncs
+        words["fsync_ns_total"] = core.sync_ns_total
+        words["fsync_ns_max"] = core.sync_ns_max
         if not self._ready:
             self._ready = True
             self._words["ready"] = 1
@@ -164,9 +167,13 @@ class RaftWorker:
                 rung = bool(self._poll.poll(wait_ms))
         self._bell.awake(rung=rung)
 
+    def _is_over(self) -> bool:
+        header = self._segment.header
+        return bool(self._stopping or header["retired"] or header["epoch"] != self._epoch)
+
     def _end_where_due(self) -> None:
         self._beat.store(now_ns())
-        if self._stopping or self._segment.header["retired"] or self._segment.header["epoch"] != self._epoch:
+        if self._is_over():
             self._gone()
 
     def _gone(self) -> None:
@@ -186,10 +193,9 @@ class RaftWorker:
                 now = now_ns()
                 node.turn(self._inbound.read(INBOUND_READ_BYTES), self.source.take(now), now)
                 self._sleep(min(until, node.deadline_ns()))
-        self._words["lease_end_ns"] = 0
+        node.lease.end()
         node.desk.stop()
         node.finish()
-        self._words["lease_end_ns"] = 0
         node.core.write_commit()
         node.core.store.close()
         self._gone()

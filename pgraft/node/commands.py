@@ -79,6 +79,7 @@ class CommandSource:
     def __init__(self, segment: Segment, run_dir: Path, max_entry_bytes: int) -> None:
         self._ring = segment.command_reader()
         self._slots = [segment.slot(number) for number in range(segment.header["slot_count"])]
+        self._counters = segment.worker
         self._run_dir = run_dir
         self._bells: dict[int, int] = {}
         self._partial: dict[int, _Partial] = {}
@@ -164,6 +165,7 @@ class CommandSource:
         if slot.request_no != command.number or not slot.owner_pid:
             return False
         slot.answer(command.number, answer.outcome, answer.value1, answer.value2, answer.payload)
+        self._counters.add("commands_answered")
         self._ring_slot(command.slot)
         return True
 

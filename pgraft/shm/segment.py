@@ -272,7 +272,12 @@ def create(name: str, *, command_ring_bytes: int, slot_count: int) -> Segment:
         raise SegmentError(
             f"cannot reserve {size} bytes in {SHM_DIR} for segment {name}: {error.strerror}"
         ) from error
-    _init_lock(memory, words["command_offset"] + layout.COMMAND_LOCK_OFFSET)
+    try:
+        _init_lock(memory, words["command_offset"] + layout.COMMAND_LOCK_OFFSET)
+    except SegmentError:
+        unlink(name)
+        memory.close()
+        raise
     segment = Segment(name, _buffer(memory), memory)
     for word, value in words.items():
         segment.header[word] = value
@@ -354,6 +359,9 @@ def _check(segment: Segment) -> None:
         (header["inbound_offset"], header["inbound_bytes"]),
         (header["outbound_offset"], header["outbound_bytes"]),
     )
+    rings = (header["command_ring_bytes"], header["inbound_bytes"], header["outbound_bytes"])
+    if any(size % layout.RECORD_ALIGN for size in rings):
+        raise SegmentError(f"segment {segment.name}: a ring of {rings} bytes is out of step with its records")
     for offset, size in extents:
         if offset % 8 or offset + size > segment.size or not size:
             raise SegmentError(f"segment {segment.name}: its header does not fit its size")
