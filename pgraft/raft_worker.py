@@ -189,7 +189,7 @@ class RaftWorker:
             log("LOG", f"node {node.node_id} hands leadership over to node {successor}")
             node.desk.begin_transfer(successor)
             until = now_ns() + min(HAND_OVER_MS_MAX, self._config.election_timeout_ms) * _MS
-            while node.desk.leads and now_ns() < until:
+            while node.desk.leads and node.desk.can_take_over(successor) and now_ns() < until:
                 now = now_ns()
                 node.turn(self._inbound.read(INBOUND_READ_BYTES), self.source.take(now), now)
                 self._sleep(min(until, node.deadline_ns()))

@@ -136,12 +136,16 @@ class Desk:
         """Start to hand leadership over."""
         self._core.raw.transfer_leader(node_id)
 
+    def can_take_over(self, node_id: int) -> bool:
+        """Whether leadership can be handed to this node: it was heard lately, and is connected."""
+        return self.is_reachable(node_id) and not self._roster.is_lost(node_id)
+
     def best_successor(self) -> int:
         """The voter that can be reached and whose log reaches furthest, 0 when there is none."""
         voters = [
             voter
             for voter in self.membership.conf_state.voters
-            if voter != self.node_id and self.is_reachable(voter)
+            if voter != self.node_id and self.can_take_over(voter)
         ]
         return max(voters, key=self.match_of, default=0)
 

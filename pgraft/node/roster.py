@@ -45,6 +45,7 @@ class Roster:
         self._ring = ring
         self._member_ids = load_peers(self._dir)
         self._present: dict[int, int] = {}
+        self._lost: set[int] = set()
         self._membership = Membership()
         self._met: dict[int, Node] = {}
         self._refusals: dict[int, Refusal] = {}
@@ -146,12 +147,19 @@ class Roster:
 
     def connected(self, node_id: int) -> None:
         """A connection stands: what was refused before is over."""
+        self._lost.discard(node_id)
         self._refusals.pop(node_id, None)
 
     def disconnected(self, node_id: int) -> None:
         """This node's connection to a peer is gone: who is no member may come back as another."""
+        if len(self._lost) < PRESENT_MAX:
+            self._lost.add(node_id)
         if self._membership.get(node_id) is None:
             self._present.pop(node_id, None)
+
+    def is_lost(self, node_id: int) -> bool:
+        """Whether this node's connection to the peer broke, and does not stand again."""
+        return node_id in self._lost
 
     def refusal_text(self, node_id: int) -> str:
         """Why the connection to a peer was refused last, empty when it was not."""
