@@ -133,12 +133,14 @@ class Bench:
             members.stop()
 
     def _pgraft_round(self, title: str, into: dict[int, list[list[Request]]]) -> None:
-        leader, _ = self.cluster.healthy()
+        leader, followers = self.cluster.healthy()
         effort = self.effort
         for clients, kept in into.items():
+            meter = resources.LoadMeter(leader, followers)
             requests = latency.pgbench_load(
                 leader, self.root, clients, effort.load_s, effort.warm_up_s, VALUE_BYTES
             )
+            self.results.cpu_us_per_commit[clients] = meter.us_per_commit(len(requests))
             kept.append(self._keep(requests, f"{title}: pgraft, {clients} sessions"))
 
     def _keep(self, requests: list[Request], title: str) -> list[Request]:
@@ -209,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", type=_parts, default=list(PARTS), metavar="PART,...", help=f"of {', '.join(PARTS)}"
     )
-    parser.add_argument("--json", metavar="FILE", help="where to write JSON (default: bench-result.json)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="where to write JSON (default: bench/results/TIME.json)"
+    )
     parser.add_argument("--kills", type=int, metavar="N", help="kills a timing (default 10; 100 for a p99)")
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="default 3")
     parser.add_argument("--pg-config", metavar="PATH", help="pg_config of the PostgreSQL to use")
@@ -225,6 +229,11 @@ def _work_directory(parent: str) -> Path:
     root = Path(tempfile.mkdtemp(prefix="pgraft-bench.", dir=parent))
     root.chmod(0o755)  # PostgreSQL runs as another user when this is run by root
     return root
+
+
+def _default_json() -> Path:
+    name = time.strftime("%Y%m%dT%H%M%S.json", time.gmtime())
+    return Path(__file__).resolve().parent / "results" / name
 
 
 def _guarded(action: Callable[[], Any]) -> str:
@@ -258,7 +267,8 @@ def main() -> int:
         if not left:
             shutil.rmtree(root, ignore_errors=True)
     print(report.text(bench.results), end="")
-    report.write_json(bench.results, Path(arguments.json or "bench-result.json"))
+    written = report.write_json(bench.results, Path(arguments.json or _default_json()))
+    say(f"everything as JSON in {written}")
     for text in (complaint, left):
         if text:
             print(f"bench: {text}", file=sys.stderr)

@@ -29,6 +29,7 @@ class Results:
     options: dict[str, Any]
     pgraft: list[LoadFigures] = dataclasses.field(default_factory=list)
     etcd: list[LoadFigures] = dataclasses.field(default_factory=list)
+    cpu_us_per_commit: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
     is_leader: CallCost | None = None
     failover: list[FailoverFigures] = dataclasses.field(default_factory=list)
     resources: list[NodeResources] = dataclasses.field(default_factory=list)
@@ -127,7 +128,10 @@ def _load_lines(results: Results) -> list[str]:
 
 
 def _other_lines(results: Results) -> list[str]:
-    lines: list[str] = []
+    lines = [""] if results.cpu_us_per_commit else []
+    for clients, us in results.cpu_us_per_commit.items():
+        each = ", ".join(f"{part} {spent:.0f}" for part, spent in us.items())
+        lines.append(f"processor time a commit, {clients} sessions: {sum(us.values()):.0f} us ({each})")
     if (cost := results.is_leader) is not None:
         lines += [
             "",
@@ -153,8 +157,10 @@ def _other_lines(results: Results) -> list[str]:
     return lines
 
 
-def write_json(results: Results, path: Path) -> None:
-    """Everything, and the verdicts, for programs."""
+def write_json(results: Results, path: Path) -> Path:
+    """Everything, and the verdicts, for programs. Returns the path."""
     document = dataclasses.asdict(results)
     document["figures_to_reach"] = [dataclasses.asdict(one) for one in verdicts(results)]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
+    return path

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import time
 from pathlib import Path
 
 from bench.cluster import Node, PgraftCluster
 from bench.failover import one_kill
-from bench.samples import BenchError
+from bench.samples import US_PER_S, BenchError
 from pgraft.postgres.process import children_with_cwd
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -51,6 +52,51 @@ def cpu_ticks(pid: int) -> int:
         return 0
     fields = text.rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def _child_ticks(pid: int) -> int:
+    """User and system time of the children that a process has reaped, such as a postmaster's backends."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()
+    return int(fields[13]) + int(fields[14])
+
+
+class LoadMeter:
+    """Processor time of each part of the cluster while a load runs: where the time of a commit goes."""
+
+    def __init__(self, leader: Node, followers: list[Node]) -> None:
+        self._leader = leader
+        self._followers = followers
+        self._begun = self._read()
+        self._children = _children_s()
+
+    def _read(self) -> dict[str, int]:
+        ticks = {f"leader {part}": cpu_ticks(self._leader.pids.get(part) or 0) for part in _MEASURED}
+        for part in _MEASURED:
+            ticks[f"followers' {part}"] = sum(cpu_ticks(node.pids.get(part) or 0) for node in self._followers)
+        # The load's backends have ended when it is read again: they count as reaped children.
+        postmaster = self._leader.pids.get("postmaster") or 0
+        ticks["leader PostgreSQL"] = cpu_ticks(postmaster) + _child_ticks(postmaster)
+        return ticks
+
+    def us_per_commit(self, commits: int) -> dict[str, float]:
+        """Microseconds of each part since the meter was made, a commit; the load generator's, too."""
+        each = US_PER_S / max(1, commits)
+        now = self._read()
+        us = {part: (now[part] - self._begun[part]) / TICKS_PER_S * each for part in now}
+        us["pgbench"] = (_children_s() - self._children) * each
+        return us
+
+
+_MEASURED = ("worker", "network")
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _ticks(pids: list[int]) -> int:

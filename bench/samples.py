@@ -37,6 +37,8 @@ class LoadFigures:
     p50_ms: float
     mean_ms: float
     p99_ms: float
+    each_per_second: tuple[float, ...] = ()
+    """The rate of each round: how far apart they are says how quiet the machine was."""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -74,4 +76,5 @@ def summarise(rounds: Sequence[Sequence[Request]], clients: int, seconds: float)
         p50_ms=percentile(ordered, 0.50),
         mean_ms=statistics.fmean(ordered),
         p99_ms=percentile(ordered, 0.99),
+        each_per_second=tuple(len(one) / seconds for one in rounds),
     )

@@ -30,7 +30,7 @@ def test_summary_over_two_rounds():
     first = [Request(0, 1000), Request(0, 3000)]
     second = [Request(0, 2000), Request(0, 10_000)]
     figures = summarise([first, second], clients=4, seconds=2)
-    assert figures == LoadFigures(4, 4, 1.0, 1.0, 2.0, 4.0, 10.0)
+    assert figures == LoadFigures(4, 4, 1.0, 1.0, 2.0, 4.0, 10.0, (1.0, 1.0))
 
 
 def test_unmeasured_time_counts_as_a_request_only():
