@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pgraft.raft.errors import ErrConfig
-from pgraft.raft.sizes import NO_LIMIT
 from pgraft.raft.types import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, NO_NODE
 
 if TYPE_CHECKING:
@@ -90,11 +89,6 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
             self.read_only_option is ReadOnlyOption.ReadOnlySafe or self.check_quorum,
             "read_only_option ReadOnlyLeaseBased needs check_quorum",
         )
-
-    @property
-    def uncommitted_limit(self) -> int:
-        """max_uncommitted_entries_size, with no limit spelled out."""
-        return self.max_uncommitted_entries_size or NO_LIMIT
 
     @property
     def committed_limit(self) -> int:

@@ -86,12 +86,7 @@ class InvariantViolation(Exception):
 def invariant(condition: bool, message: str) -> None:
     """Raise InvariantViolation unless `condition` holds. Always on, unlike assert.
 
-    Hot paths test first and call `violated` only on failure, so that the message costs nothing.
+    Hot paths test first and raise it themselves, so that the message costs nothing.
     """
     if not condition:
         raise InvariantViolation(message)
-
-
-def violated(message: str) -> InvariantViolation:
-    """The error to raise when a test written out on a hot path failed."""
-    return InvariantViolation(message)

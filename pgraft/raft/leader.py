@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pgraft.raft import codec, election, membership, replication, stability
 from pgraft.raft.config import PENDING_READS_MAX, ReadOnlyOption
-from pgraft.raft.errors import ErrMalformedMessage, ErrProposalDropped, InvariantViolation
+from pgraft.raft.errors import ErrMalformedMessage, ErrProposalDropped, invariant
 from pgraft.raft.handlers import Handler, ignore, table
 from pgraft.raft.read_only import ReadState, position_of
 from pgraft.raft.sizes import payload_size
@@ -94,8 +94,8 @@ def append_entries(r: Raft, entries: list[Entry]) -> bool:
 
 def append_empty(r: Raft) -> None:
     """The entry that a term begins with: it commits what earlier terms left (section 8)."""
-    if not append_entries(r, [Entry(r.term, r.raft_log.last_index() + 1)]):
-        raise InvariantViolation("the empty entry of a new leader was dropped")
+    appended = append_entries(r, [Entry(r.term, r.raft_log.last_index() + 1)])
+    invariant(appended, "the empty entry of a new leader was dropped")
 
 
 def _increase_uncommitted(r: Raft, entries: list[Entry]) -> bool:

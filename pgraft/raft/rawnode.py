@@ -18,10 +18,8 @@ import msgspec
 from pgraft.raft import codec, leader, membership
 from pgraft.raft.config import Config
 from pgraft.raft.errors import (
-    ErrProposalDropped,
     ErrStepLocalMsg,
     ErrStepPeerNotFound,
-    RaftError,
     invariant,
 )
 from pgraft.raft.raft import LEADER, Raft
@@ -168,16 +166,16 @@ class RawNode:
 
     def report_unreachable(self, id: int) -> None:
         """The last message to `id` was probably lost."""
-        self._step_quietly(Message(type=MessageType.MsgUnreachable, from_=id))
+        self.raft.step(Message(type=MessageType.MsgUnreachable, from_=id))
 
     def report_snapshot(self, id: int, ok: bool) -> None:
         """The snapshot for `id` was sent, or could not be. Must be called for each MsgSnap: until then, or
         until its answer, the follower gets nothing."""
-        self._step_quietly(Message(type=MessageType.MsgSnapStatus, from_=id, reject=not ok))
+        self.raft.step(Message(type=MessageType.MsgSnapStatus, from_=id, reject=not ok))
 
     def transfer_leader(self, id: int) -> None:
         """Hand leadership to `id`. Given up after an election timeout."""
-        self._step_quietly(Message(type=MessageType.MsgTransferLeader, from_=id))
+        self.raft.step(Message(type=MessageType.MsgTransferLeader, from_=id))
 
     def forget_leader(self) -> None:
         """Forget the leader without a new term, so as to vote for another at once."""
@@ -186,13 +184,7 @@ class RawNode:
     def read_index(self, context: bytes) -> None:
         """Ask for an index to read at; the answer comes as a ReadState with the same context, or never
         (leader lost): ask again."""
-        self._step_quietly(Message(type=MessageType.MsgReadIndex, entries=[Entry(data=context)]))
-
-    def _step_quietly(self, m: Message) -> None:
-        try:
-            self.raft.step(m)
-        except RaftError:
-            return
+        self.raft.step(Message(type=MessageType.MsgReadIndex, entries=[Entry(data=context)]))
 
     # Out
 
@@ -337,10 +329,7 @@ class RawNode:
         invariant(not self._async, "advance() with async_storage_writes")
         steps, self._steps_on_advance = self._steps_on_advance, []
         for m in steps:
-            try:
-                self.raft.step(m)
-            except ErrProposalDropped:
-                continue
+            self.raft.step(m)
 
     # Introspection
 

@@ -277,3 +277,20 @@ def test_5_2_a_vote_is_answered_only_with_or_behind_the_hard_state_that_holds_it
         assert [m.type for m in append.responses] == [M.MsgVoteResp]
     else:
         assert [m.type for m in ready.messages] == [M.MsgVoteResp]
+
+
+def test_5_2_who_gives_a_vote_waits_a_whole_timeout_before_campaigning() -> None:
+    node, storage = make_node(hard=HardState(term=1))
+    node.set_randomized_election_timeout(ELECTION_TICK)
+    for _ in range(ELECTION_TICK - 1):
+        node.tick()
+    node.step(Message(type=M.MsgVote, from_=2, to=1, term=1))
+    drain(node, storage)
+    node.tick()
+    assert node.raft.state is FOLLOWER
+    # A refusal puts nothing off: a node that cannot win must not hold up one that can.
+    for _ in range(ELECTION_TICK - 2):
+        node.tick()
+    node.step(Message(type=M.MsgVote, from_=3, to=1, term=1))
+    node.tick()
+    assert node.raft.state is CANDIDATE

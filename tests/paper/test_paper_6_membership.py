@@ -296,3 +296,34 @@ def test_6_newcomers_are_not_held_to_have_been_silent() -> None:
         cluster.settle()
     cluster.tick(1)
     assert leader.raft.state is LEADER
+
+
+def test_6_what_a_smaller_quorum_has_is_committed_when_the_change_is_applied() -> None:
+    node, storage = make_node(voters=(1, 2), learners=(3,))
+    lead(node, storage)
+    acknowledge(node, 2, 1)
+    acknowledge(node, 3, 1)
+    drain(node, storage)
+    node.propose_conf_change(ConfChange(REMOVE, 2))
+    node.propose(b"alone")
+    drain(node, storage)
+    acknowledge(node, 2, 2)
+    sent = drain(node, storage)
+    assert node.raft.raft_log.committed == 3
+    assert [m.commit for m in sent if m.to == 3] == [2, 3]
+
+
+def test_6_a_removed_leaders_own_acknowledgements_count_for_nothing() -> None:
+    cluster = Cluster((1, 2, 3))
+    leader = cluster.elect(1)
+    leader.propose_conf_change(ConfChange(REMOVE, 1))
+    cluster.settle()
+    for kind in (M.MsgAppResp, M.MsgHeartbeatResp):
+        leader.raft.step(Message(type=kind, from_=1, to=1, term=1, index=2))
+    assert leader.raft.state is LEADER
+
+
+def test_6_a_storage_answer_without_entries_changes_nothing() -> None:
+    node, _ = make_node(voters=[1])
+    node.raft.step(Message(type=M.MsgStorageApplyResp, to=1))
+    assert node.raft.raft_log.applied == 0

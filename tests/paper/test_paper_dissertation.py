@@ -145,7 +145,7 @@ def test_6_2_a_leader_without_a_quorum_steps_down_within_two_election_timeouts()
     cluster.tick(ELECTION_TICK)
     cluster.isolate(1)
     ticks = 0
-    while leader.raft.state is LEADER:
+    while leader.raft.state is LEADER and ticks < 5 * ELECTION_TICK:
         leader.tick()
         ticks += 1
     # Who answered just before the cut still counts at the first check.

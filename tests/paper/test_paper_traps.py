@@ -68,6 +68,11 @@ def test_trap_term_and_vote_not_durable_before_the_answer() -> None:
     fresh.step(Message(type=M.MsgVote, from_=3, to=1, term=4))
     ready = fresh.ready()
     assert (ready.hard_state, ready.must_sync) == (HardState(term=4, vote=3), True)
+    # Also where the vote alone is new, in a term that was known already.
+    known, _ = make_node(hard=HardState(term=4))
+    known.step(Message(type=M.MsgVote, from_=3, to=1, term=4))
+    ready = known.ready()
+    assert (ready.hard_state, ready.must_sync) == (HardState(term=4, vote=3), True)
 
 
 def test_trap_a_candidate_counts_its_own_vote_only_once_it_is_durable() -> None:
