@@ -201,6 +201,7 @@ class SimNode:
         self.frozen = False
         self._lock: LockedDir | None = None
         self._next_slot = 0
+        self._members: tuple[int, Members] | None = None
         self.due_ns = 0
 
     # --- life -----------------------------------------------------------------------------------------
@@ -235,6 +236,7 @@ class SimNode:
         """The end of the test."""
         self.kill()
         segments.unlink(self.config.segment_name)
+        self.segment.close()
 
     def restart(self) -> None:
         """kill -9, and a new worker at once."""
@@ -263,7 +265,10 @@ class SimNode:
     @property
     def members(self) -> Members:
         """The members block."""
-        return read_members(self.segment)
+        generation = self.segment.worker["members_generation"]
+        if self._members is None or self._members[0] != generation:
+            self._members = (generation, read_members(self.segment))
+        return self._members[1]
 
     @property
     def texts(self) -> list[bytes]:
@@ -482,6 +487,12 @@ class Sim:
         if not self.run(ms, lambda: bool(self.leaders())):
             raise AssertionError(f"no leader within {ms} ms")
         return self.leaders()[0]
+
+    def wait_leader_of(self, nodes: list[SimNode], ms: float = 10_000) -> SimNode:
+        """Until one of these nodes holds the lease."""
+        if not self.run(ms, lambda: any(node.lease_valid for node in nodes)):
+            raise AssertionError(f"none of {[node.id for node in nodes]} leads within {ms} ms")
+        return next(node for node in nodes if node.lease_valid)
 
     def wait(self, *tickets: Ticket, ms: float = 20_000) -> None:
         """Until all have their final answer."""
