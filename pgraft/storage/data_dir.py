@@ -99,7 +99,7 @@ def _create_missing(path: Path) -> None:
 
 
 def _correct_mode(path: Path, mode: int) -> None:
-    if mode & 0o077 and any(os.scandir(path)):
+    if mode & 0o077 and os.listdir(path):
         raise StorageError(
             path,
             None,

@@ -189,6 +189,4 @@ def _check_later_record(
         return
     payload = os.pread(fd, size, at + RECORD_HEADER_BYTES)
     if len(payload) == size and zlib.crc32(payload, zlib.crc32(head[CRC_FROM:], header.salt)) == crc:
-        raise DamagedLog(
-            path, bad_at, f"batch {bad_batch} is damaged: batch {number} behind it, at offset {at}, is whole"
-        )
+        raise DamagedLog(path, bad_at, f"batch {bad_batch} is damaged (batch {number} behind it is whole)")

@@ -200,7 +200,7 @@ class Store:
 
     def _read(self, lo: int, hi: int, max_size: int) -> list[Entry]:
         try:
-            return self._log.read(lo, hi, max_size)
+            return self._log.read(lo, hi, max(max_size, 1))
         except OSError as error:
             raise failed_call("read the entry log", self._directory, error) from error
         except msgspec.DecodeError as error:
