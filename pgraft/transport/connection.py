@@ -24,6 +24,7 @@ from pgraft.transport.limits import RECEIVE_BYTES, SEND_BUFFERS_MAX, SEND_QUEUE_
 from pgraft.transport.loop import READ, WRITE, Loop
 
 _MESSAGE = int(FrameType.MESSAGE)
+_NOTHING = memoryview(b"")
 
 
 class Owner(Protocol):
@@ -88,6 +89,7 @@ class Connection:
         "_decoder",
         "_fd",
         "_finishing",
+        "_handshaking",
         "_owner",
         "_paused",
         "_queue",
@@ -106,6 +108,7 @@ class Connection:
         self._queue: deque[Buffer] = deque()
         self.queued_bytes = 0
         self._version = PROTOCOL_VERSION
+        self._handshaking = True
         self._paused = False
         self._finishing = False
         self.closed = False
@@ -118,6 +121,7 @@ class Connection:
     def established(self, version: int) -> None:
         """The handshake is over."""
         self._version = version
+        self._handshaking = False
         self._decoder.established(version)
 
     def pause(self) -> None:
@@ -201,11 +205,16 @@ class Connection:
     def _take(self, data: memoryview) -> None:
         counters = self._wire.counters
         counters.bytes_in += len(data)
+        handshaking = self._handshaking
         try:
             frames = self._decoder.feed(data)
-            if frames:
+            while frames:
                 counters.frames_in += len(frames)
                 self._owner.on_frames(frames)
+                if not handshaking or self.closed or self._finishing:
+                    return
+                handshaking = self._handshaking
+                frames = self._decoder.feed(_NOTHING)
         except RemoteViolation as violation:
             self._owner.on_violation(violation)
 

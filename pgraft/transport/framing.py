@@ -101,7 +101,8 @@ class FrameDecoder:
     """Cuts a stream of bytes into frames. Starts in the handshake, with its smaller bound.
 
     During the handshake any protocol version passes, since a peer of another version is owed an
-    answer that says so; `established` fixes the agreed one.
+    answer that says so; `established` fixes the agreed one. Until then `feed` gives one frame at a
+    time: feed nothing to get the next one, since a welcome and a message can come in one piece.
     """
 
     __slots__ = ("_held", "_limit", "_need", "_version")
@@ -154,6 +155,8 @@ class FrameDecoder:
                 raise RemoteViolation(ViolationKind.TYPE, f"type {kind}")
             frames.append((kind, payload))
             at = stop
+            if not self._version:
+                break  # what the owner makes of this frame decides how the next ones are read
         if at < end:
             self._held += data[at:]
         return frames

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pgraft.transport import records
 from pgraft.transport.connection import Wire
 from pgraft.transport.directory import PeerAddress
-from pgraft.transport.framing import FrameDecoder, FrameType, encode_frame
+from pgraft.transport.framing import PROTOCOL_VERSION, FrameDecoder, FrameType, encode_frame
 from pgraft.transport.handshake import Hello, encode
 from pgraft.transport.hub import Hub
 from pgraft.transport.inbox import Inbox
@@ -180,7 +180,13 @@ class Stranger:
         if not data:
             self.ended = True
             return
-        self.frames += [(kind, bytes(body)) for kind, body in self._decoder.feed(memoryview(data))]
+        frames = self._decoder.feed(memoryview(data))
+        while frames:
+            self.frames += [(kind, bytes(body)) for kind, body in frames]
+            if frames[0][0] != FrameType.WELCOME:
+                return
+            self._decoder.established(PROTOCOL_VERSION)
+            frames = self._decoder.feed(memoryview(b""))
 
     def wait_frame(self, kind: FrameType) -> bytes:
         """Turn the world until such a frame came; its payload."""

@@ -95,6 +95,14 @@ def test_every_flipped_bit_is_found(established: bool) -> None:
         assert 8 <= bit // 8 < 12, "only a longer length may wait"
 
 
+def test_a_handshake_is_read_one_frame_at_a_time() -> None:
+    made = decoder(False)
+    welcome = encode_frame(FrameType.WELCOME, b"w")
+    assert feed(made, welcome + STREAM) == [(2, b"w")]
+    made.established(PROTOCOL_VERSION)
+    assert feed(made, b"") == THREE
+
+
 def test_truncated_frame_is_held_not_given() -> None:
     made = decoder()
     assert feed(made, STREAM[:-1]) == THREE[:-1]

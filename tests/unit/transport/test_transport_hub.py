@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pgraft.transport import handshake, incoming, outgoing
+from pgraft.transport import handshake, incoming, outgoing, records
 from pgraft.transport.directory import PeerAddress
 from pgraft.transport.framing import FrameType, encode_frame
-from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX, UNKNOWN_PEERS_MAX
+from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX, UNDELIVERED_RECORDS_MAX, UNKNOWN_PEERS_MAX
 from pgraft.transport.outgoing import PeerState
 from pgraft.transport.records import RecordKind, RefusalCode
-from tests.support.transport_hubs import Stranger, World, hello_of
+from tests.support.transport_hubs import HubNode, Stranger, World, hello_of
 
 
 def refused_code(stranger: Stranger) -> RefusalCode:
@@ -38,7 +38,7 @@ def test_a_message_of_the_largest_size_passes(world: World) -> None:
 def test_not_ready_until_the_identity_came_then_at_once(world: World) -> None:
     one, two = world.node(1).identify(), world.node(2)
     one.members(one, two)
-    world.run(lambda: two.counters.refused > 0)
+    world.run(lambda: two.counters.refused > 0 and one.hub.peers[2].state is PeerState.WAITING)
     assert one.refusals(2) == []  # a peer that starts up is nothing to report
     two.identify().members(one, two)
     world.run(lambda: one.counters.connections == 2)
@@ -101,6 +101,8 @@ def test_removed_and_added_again_with_another_member_id(world: World) -> None:
     first = world.stranger(one)
     first.hello(hello_of(2, 1))
     first.wait_frame(FrameType.WELCOME)
+    # Input that nobody has read yet must not cost it the reason.
+    first.say(FrameType.MESSAGE, b"under way")
     one.members(one, removed=(2,))
     assert refused_code(first) is RefusalCode.REMOVED
     first.wait_end()
@@ -122,10 +124,15 @@ def test_a_removed_node_hears_it_on_its_own_connection(world: World) -> None:
 
 def test_what_was_queued_for_a_vanished_member_still_goes_out(world: World) -> None:
     one, two = world.pair()
-    body = bytes(1024 * 1024)
-    one.hub.send(2, [body])
+    world.freeze(two)
+    for number in range(200):
+        one.hub.send(2, [bytes([number]) * 100_000])
+    assert one.hub.unsent_bytes > 3_000_000
     one.members(one)
-    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == [body])
+    world.thaw(two)
+    sent = 200 - one.counters.dropped
+    world.run(lambda: len(two.got(RecordKind.MESSAGE, 1)) == sent)
+    world.run(lambda: len(two.got(RecordKind.PEER_DISCONNECTED, 1)) == 0 and one.counters.connections == 1)
 
 
 def test_an_unknown_node_is_heard_and_answered_on_its_own_connection(world: World) -> None:
@@ -173,6 +180,7 @@ def test_a_silent_first_instance_gives_way_after_an_election_timeout(world: Worl
     second.pump()
     assert second.frames == []
     second.wait_frame(FrameType.WELCOME)
+    assert one.counters.connections == 1
 
 
 def test_a_restarted_instance_waits_for_nothing(world: World) -> None:
@@ -184,8 +192,38 @@ def test_a_restarted_instance_waits_for_nothing(world: World) -> None:
     assert again.refusals(1) == []
 
 
-def test_a_dying_first_instance_ends_the_wait(world: World) -> None:
+def test_only_an_answer_to_this_question_is_a_sign_of_life(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    first = world.stranger(one)
+    first.hello(hello_of(2, 1, instance_id=1))
+    first.wait_frame(FrameType.WELCOME)
+    second = world.stranger(one)
+    second.hello(hello_of(2, 1, instance_id=2))
+    asked = first.wait_frame(FrameType.PING)
+    first.say(FrameType.PONG, bytes(8))
+    first.say(FrameType.MESSAGE, b"sent before it died")
+    world.run(lambda: len(one.got(RecordKind.MESSAGE, 2)) == 1)
+    second.pump()
+    assert second.frames == []
+    first.say(FrameType.PONG, asked)
+    assert refused_code(second) is RefusalCode.DUPLICATE
+
+
+def test_a_new_connection_of_the_same_instance_replaces_the_old_one(world: World) -> None:
+    one = world.node(1).identify()
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))
+    strangers = [world.stranger(one) for _ in range(2)]
+    for stranger in strangers:
+        stranger.hello(hello_of(2, 1))
+        stranger.wait_frame(FrameType.WELCOME)
+    strangers[0].wait_end()
+    assert one.counters.connections == 1
+
+
+def test_a_dying_first_instance_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = world.pair()
+    monkeypatch.setattr(one.hub, "_probe_ms", 60_000.0)
     world.freeze(two)
     second = world.stranger(one)
     second.hello(hello_of(2, 1))
@@ -242,14 +280,36 @@ def test_messages_before_the_handshake_and_hellos_after_it(world: World) -> None
     assert one.got(RecordKind.MESSAGE, 2) == []
 
 
-def test_messages_that_came_with_the_hello_are_not_taken(world: World) -> None:
+def test_messages_that_came_with_the_hello_count_if_it_passes(world: World) -> None:
     one = world.node(1).identify()
-    stranger = world.stranger(one)
-    hello = encode_frame(FrameType.HELLO, handshake.encode(hello_of(2, 1)))
-    stranger.sock.sendall(hello + encode_frame(FrameType.MESSAGE, b"too early"))
-    stranger.wait_end()
-    assert one.counters.malformed == 1
-    assert one.ring.put_records == []
+    one.members(one)
+    for cluster_id in ("other", "test"):
+        stranger = world.stranger(one)
+        hello = encode_frame(FrameType.HELLO, handshake.encode(hello_of(2, 1, cluster_id=cluster_id)))
+        stranger.sock.sendall(hello + encode_frame(FrameType.MESSAGE, b"early"))
+        stranger.wait_frame(FrameType.REFUSED if cluster_id == "other" else FrameType.WELCOME)
+    kinds = [kind for kind, _, _ in one.ring.put_records]
+    assert kinds == [RecordKind.PEER_HELLO, RecordKind.MESSAGE]
+
+
+def test_a_message_right_behind_the_welcome_is_read(world: World) -> None:
+    one, two = world.node(1).identify(), world.node(2).identify()
+    one.members(one)
+    world.freeze(two)
+    two.members(one, two)
+    world.run(lambda: one.counters.frames_in == 0 and turn_only(two))
+    world.run(lambda: 2 in one.hub.incoming)
+    one.hub.send(2, [b"in the same piece"])
+    world.thaw(two)
+    world.run(lambda: two.got(RecordKind.MESSAGE, 1) == [b"in the same piece"])
+    assert two.counters.malformed == 0
+
+
+def turn_only(node: HubNode) -> bool:
+    """Turn one hub until it has said hello."""
+    while node.hub.peers[1].state is not PeerState.GREETING:
+        node.loop.dispatch(node.loop.poll(0.01))
+    return True
 
 
 def test_who_says_nothing_is_closed_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +389,36 @@ def test_a_full_inbound_ring_stops_reading_and_loses_nothing(world: World) -> No
     assert two.inbox.retry()
     two.hub.resume_reading()
     world.run(lambda: two.got(RecordKind.MESSAGE, 1) == sent)
+
+
+def test_nobody_is_let_in_while_the_worker_takes_nothing(world: World) -> None:
+    one, two = world.pair()
+    two.ring.room = len(two.ring.put_records)
+    one.hub.send(2, [b"x"])
+    world.run(lambda: two.inbox.stalled)
+    newcomer = world.stranger(two)
+    newcomer.hello(hello_of(3, 2))
+    assert refused_code(newcomer) is RefusalCode.NOT_READY
+
+
+def test_records_keep_their_order_when_room_comes_between(world: World) -> None:
+    node = world.node(1)
+    node.ring.room = 0
+    prefix = records.prefix(RecordKind.MESSAGE, 2)
+    assert node.inbox.deliver(prefix, b"1")
+    assert node.inbox.deliver(prefix, b"2")
+    node.ring.room = 10
+    assert node.inbox.deliver(prefix, b"3")
+    assert node.inbox.retry()
+    assert node.got(RecordKind.MESSAGE, 2) == [b"1", b"2", b"3"]
+
+
+def test_the_waiting_room_is_bounded(world: World) -> None:
+    node = world.node(1)
+    node.ring.room = 0
+    prefix = records.prefix(RecordKind.MESSAGE, 2)
+    taken = [node.inbox.deliver(prefix, b"") for _ in range(UNDELIVERED_RECORDS_MAX + 5)]
+    assert taken == [True] * UNDELIVERED_RECORDS_MAX + [False] * 5
 
 
 def test_a_paused_connection_that_breaks_does_not_spin(world: World) -> None:

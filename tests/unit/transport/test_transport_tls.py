@@ -14,6 +14,7 @@ import pytest
 from pgraft.network_worker import EXIT_CONFIG
 from pgraft.transport.framing import FrameType, encode_frame
 from pgraft.transport.handshake import encode
+from pgraft.transport.outgoing import PeerState
 from pgraft.transport.records import RecordKind, RefusalCode
 from pgraft.transport.tls import TlsContext, TlsFiles, TlsFilesWrong
 from tests.support.transport_hubs import HubNode, World, hello_of
@@ -50,6 +51,18 @@ def test_nodes_with_their_certificates_talk(world: World, files: Callable[[str],
     world.run(lambda: len(two.got(RecordKind.MESSAGE, 1)) == 300)
     assert two.got(RecordKind.MESSAGE, 1) == bodies
     assert one.counters.malformed == two.counters.malformed == 0
+
+
+def test_a_handshake_that_waits_does_not_spin(world: World, files: Callable[[str], TlsFiles]) -> None:
+    one, two = secure(world.node(1), files("node1")), secure(world.node(2), files("node2"))
+    world.freeze(two)
+    one.identify().members(one, two)
+    world.run(lambda: one.hub.peers[2].state is PeerState.GREETING)
+    world.turn()
+    assert one.loop.poll(0.05) == []
+    world.thaw(two)
+    two.identify().members(one, two)
+    world.run(lambda: one.counters.connections == 2)
 
 
 def test_a_peer_that_does_not_read_is_bounded_with_tls_too(
