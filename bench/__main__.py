@@ -267,12 +267,14 @@ def main() -> int:
         if not left:
             shutil.rmtree(root, ignore_errors=True)
     print(report.text(bench.results), end="")
-    written = report.write_json(bench.results, Path(arguments.json or _default_json()))
-    say(f"everything as JSON in {written}")
-    for text in (complaint, left):
-        if text:
-            print(f"bench: {text}", file=sys.stderr)
-    return 1 if complaint or left else 0
+    target = Path(arguments.json or _default_json())
+    unwritten = _guarded(lambda: report.write_json(bench.results, target))
+    if not unwritten:
+        say(f"everything as JSON in {target}")
+    complaints = [text for text in (complaint, left, unwritten) if text]
+    for text in complaints:
+        say(text)
+    return 1 if complaints else 0
 
 
 if __name__ == "__main__":

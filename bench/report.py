@@ -157,10 +157,9 @@ def _other_lines(results: Results) -> list[str]:
     return lines
 
 
-def write_json(results: Results, path: Path) -> Path:
-    """Everything, and the verdicts, for programs. Returns the path."""
+def write_json(results: Results, path: Path) -> None:
+    """Everything, and the verdicts, for programs."""
     document = dataclasses.asdict(results)
     document["figures_to_reach"] = [dataclasses.asdict(one) for one in verdicts(results)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
-    return path
