@@ -104,7 +104,6 @@ class EntryLog:
         self.cut_bytes = torn_tail_bytes(fd, file.path, file.header, file.end, replay.next_batch)
         if self.cut_bytes:
             files.truncate(fd, file.end)
-            files.sync_file(fd)
         start = self._unsynced_start(fd, replay)
         if start < file.end:
             files.write_at(fd, read_part(fd, file.path, start, file.end - start), start)

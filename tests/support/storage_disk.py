@@ -8,6 +8,7 @@ with any sectors of them missing. Directory entries are treated in the same way.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -46,13 +47,23 @@ class Call(NamedTuple):
     data: bytes = b""
 
 
+class Killed(BaseException):
+    """The process dies before a call."""
+
+
 class RecordingDisk:
-    """Carries out and records what pgraft.storage.files is asked to do below `root`."""
+    """Carries out and records what pgraft.storage.files is asked to do below `root`.
+
+    `kill_at` is the number of the call before which the process dies; what the kernel has, stays. With
+    `sync_fails` that call, if it is a sync, fails instead, as Linux does it: the written pages count as
+    clean from then on, so that no later sync writes them, though a reader still sees them.
+    """
 
     def __init__(self, root: Path, monkeypatch: Any) -> None:
         self.root = root
         self.calls: list[Call] = []
-        self.fail_at: dict[int, int] = {}
+        self.kill_at = -1
+        self.sync_fails = False
         self._inode_of_fd: dict[int, int] = {}
         self._inode_of_path: dict[str, int] = {}
         self._next_inode = 1
@@ -68,10 +79,16 @@ class RecordingDisk:
         return call
 
     def _record(self, call: Call) -> None:
-        code = self.fail_at.get(len(self.calls))
-        if code is not None:
-            raise OSError(code, os.strerror(code))
-        self.calls.append(call)
+        if len(self.calls) != self.kill_at:
+            self.calls.append(call)
+            return
+        self.kill_at = -1
+        if self.sync_fails and call.name == "sync":
+            self.calls.append(call._replace(name="sync_failed"))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        for fd in list(self._inode_of_fd):
+            self._close(os.close, fd)
+        raise Killed
 
     def _relative(self, path: Path) -> str:
         return os.path.relpath(path, self.root)
@@ -205,6 +222,8 @@ def _contents(calls: list[Call], choice: Choice) -> dict[int, bytearray]:
             case "sync":
                 for waiting in pending[call.inode]:
                     _apply(durable[call.inode], waiting, Choice("all", choice.rng))
+                pending[call.inode] = []
+            case "sync_failed":
                 pending[call.inode] = []
             case _:
                 pass

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from pgraft.storage import open_store
-from tests.support.storage_disk import Choice, RecordingDisk, crash
+from pgraft.storage import StorageError, open_store
+from tests.support.storage_disk import Choice, Killed, RecordingDisk, crash
 from tests.support.storage_model import Model, State, state_of
 
 SEGMENT_BYTES = 4096
 STEPS = 20
 CRASHES_LATER = 2
+SEED_OF_KILLS = 3
 
 
 def recorded_history(
@@ -23,20 +24,25 @@ def recorded_history(
     """A random life of a Store; the states it passed through, each with the number of calls made when it
     was reached and whether it was durable then."""
     disk = RecordingDisk(root, monkeypatch)
+    history = [(0, True, Model(random.Random()).state())]
+    live(disk, seed, history)
+    return disk, history
+
+
+def live(disk: RecordingDisk, seed: int, history: list[tuple[int, bool, State]]) -> None:
+    """The random life itself; the same for the same seed."""
     rng = random.Random(seed)
     model = Model(rng)
-    history = [(0, True, model.state())]
-    store = open_store(root, segment_bytes=SEGMENT_BYTES)
+    store = open_store(disk.root, segment_bytes=SEGMENT_BYTES)
     history.append((len(disk.calls), True, model.state()))
     for _ in range(STEPS):
         name = model.step(store)
         history.append((len(disk.calls), name != "commit", model.state()))
         if rng.random() < 0.1:
             store.close()
-            store = open_store(root, segment_bytes=SEGMENT_BYTES)
+            store = open_store(disk.root, segment_bytes=SEGMENT_BYTES)
             history.append((len(disk.calls), True, model.state()))
     store.close()
-    return disk, history
 
 
 def check_allowed(found: State, history: list[tuple[int, bool, State]], calls: int) -> None:
@@ -102,3 +108,28 @@ def recovered_from(root: Path, monkeypatch: Any, image: dict[str, bytes]) -> Sta
     found = state_of(store)
     store.close()
     return found
+
+
+@pytest.mark.parametrize("sync_fails", [False, True])
+def test_what_a_killed_process_left_in_the_kernel_is_durable_before_it_counts(
+    tmp_path: Path, monkeypatch: Any, sync_fails: bool
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole, history = recorded_history(tmp_path / "whole", monkeypatch, SEED_OF_KILLS)
+    none = Choice("none", random.Random())
+    for number in range(len(whole.calls)):
+        if sync_fails and whole.calls[number].name != "sync":
+            continue
+        root = tmp_path / str(number)
+        root.mkdir()
+        disk = RecordingDisk(root, monkeypatch)
+        disk.kill_at, disk.sync_fails = number, sync_fails
+        with pytest.raises((Killed, StorageError)):
+            live(disk, SEED_OF_KILLS, [])
+        store = open_store(root, segment_bytes=SEGMENT_BYTES)
+        found = state_of(store)
+        check_allowed(found, history, number)
+        # Now the power goes, before anything else is written.
+        image = crash(disk.calls, none)
+        assert recovered_from(tmp_path / "again", monkeypatch, image) == found
+        store.close()
