@@ -37,10 +37,7 @@ class EntryCache:
         elif start != self.first + len(self.entries):
             self._truncate(start)
         self.entries.extend(entries)
-        size = len(entries) * ENTRY_OBJECT_BYTES
-        for entry in entries:
-            size += len(entry.data)
-        self._bytes += size
+        self._bytes += sum([len(entry.data) for entry in entries]) + len(entries) * ENTRY_OBJECT_BYTES
         if self._bytes > self._bytes_max:
             self._evict()
 
@@ -70,6 +67,6 @@ class EntryCache:
         self.first += count
 
     def _remove(self, start: int, stop: int) -> None:
-        for entry in self.entries[start:stop]:
-            self._bytes -= len(entry.data) + ENTRY_OBJECT_BYTES
+        gone = self.entries[start:stop]
+        self._bytes -= sum([len(entry.data) for entry in gone]) + len(gone) * ENTRY_OBJECT_BYTES
         del self.entries[start:stop]

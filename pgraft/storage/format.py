@@ -35,6 +35,7 @@ import zlib
 
 import msgspec
 
+from pgraft.raft.errors import InvariantViolation
 from pgraft.raft.types import Entry, HardState
 
 FORMAT_VERSION = 1
@@ -145,7 +146,7 @@ class BatchWriter:
     def encode(
         self, batch: int, synced: int, state: HardState, entries: list[Entry]
     ) -> tuple[bytes, list[RecordMark]]:
-        """The batch's bytes, and a mark for each record in it."""
+        """The batch's bytes, and a mark for each record in it. InvariantViolation: an entry is too large."""
         if not entries or entries[0].term == entries[-1].term:
             # Terms never fall along a log, so equal ends mean one term throughout: the usual batch.
             payload = _encode(entries) if entries else b""
@@ -180,6 +181,10 @@ class BatchWriter:
         return RecordMark(offset, first.index, len(entries), first.term, flags)
 
     def _record(self, batch: int, synced: int, state: HardState, mark: RecordMark, payload: bytes) -> bytes:
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise InvariantViolation(
+                f"entry {mark.first_index} of {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}"
+            )
         body = _BODY.pack(
             len(payload),
             mark.count,

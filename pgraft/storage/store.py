@@ -22,7 +22,6 @@ from pgraft.storage import files, log_file, snapshots
 from pgraft.storage.cache import EntryCache
 from pgraft.storage.entry_log import EntryLog
 from pgraft.storage.errors import DamagedLog, StorageError, failed_call
-from pgraft.storage.format import ENTRY_BYTES_MAX
 
 DIRECTORY_NAME = "raft"
 EMPTY_SNAPSHOT = Snapshot()
@@ -317,11 +316,6 @@ class Store:
             )
         if entries[-1].index != first + count - 1:
             raise InvariantViolation(f"{count} entries from {first} end at {entries[-1].index}")
-        for entry in entries:
-            if len(entry.data) > ENTRY_BYTES_MAX:
-                raise InvariantViolation(
-                    f"entry {entry.index} has {len(entry.data)} bytes, more than {ENTRY_BYTES_MAX}"
-                )
         return entries
 
     def _check_newer(self, snapshot: Snapshot) -> None:

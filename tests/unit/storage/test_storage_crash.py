@@ -70,7 +70,9 @@ def second_life(disk: RecordingDisk, found: State, rng: random.Random) -> list[t
     return history
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 30))]
+)
 def test_every_crash_point_leaves_an_allowed_state(tmp_path: Path, monkeypatch: Any, seed: int) -> None:
     (tmp_path / "life").mkdir()
     disk, history = recorded_history(tmp_path / "life", monkeypatch, seed)

@@ -145,6 +145,8 @@ def test_misuse_is_refused_before_anything_is_written(data_dir: Path) -> None:
         it.append(HardState(1, 0, 11), [])
     with pytest.raises(InvariantViolation, match="compaction"):
         it.compact(snapshot_at(6))
+    with pytest.raises(InvariantViolation, match="entry 12 of 17000010 bytes"):
+        it.append(None, [*some(11, 11), *some(12, 12, data=bytes(17_000_000))])
     assert it.log_bytes == before
     it.append(None, some(11, 11))
     it.close()
