@@ -249,7 +249,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors are one line on stderr."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         run: Callable[[argparse.Namespace], int] = args.run
         return run(args)
@@ -267,6 +267,19 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the last resort: a line and a place to look, no traceback
         _complain(f"{type(error).__name__}: {error}", f"a bug in pgraft-launch; details in {_keep_details()}")
         return EXIT_FAILED
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`-o -F` as `-o-F`: getopt takes the next word whatever it looks like, argparse does not."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "-o":
+            words[-1] += word
+        elif words and words[-1] in ("--options", "--initdb-options"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _complain(message: str, hint: str) -> None:

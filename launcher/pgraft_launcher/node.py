@@ -102,16 +102,16 @@ def data_argument(given: str | None) -> Path:
     return path
 
 
-def remembered_options(pgdata: Path) -> list[str]:
-    """The options of the last start, from postmaster.opts, as pg_ctl restart takes them."""
+def last_start(pgdata: Path) -> tuple[Path | None, list[str]]:
+    """-D and the other options of the last start, from postmaster.opts, as pg_ctl restart takes them."""
     try:
         text = (pgdata / "postmaster.opts").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
-        return []
+        return None, []
     words = _QUOTED.findall(text)
-    if words[:1] == ["-D"]:
-        words = words[2:]
-    return words
+    if words[:1] == ["-D"] and len(words) > 1:
+        return Path(words[1]), words[2:]
+    return None, words
 
 
 def find(config_dir: Path, pg_config: str | None, options: list[str] | None = None) -> tuple[Node, Reader]:
@@ -130,7 +130,9 @@ def find(config_dir: Path, pg_config: str | None, options: list[str] | None = No
     told = conffile.read_notes(config_dir).get("bindir")
     installation = binaries.find(pg_config, major=major, remembered=Path(told) if told else None)
     if options is None:
-        options = remembered_options(guess)
+        started_with, options = last_start(guess)
+        if started_with is not None and not (config_dir / "postgresql.conf").exists():
+            config_dir = started_with  # -D names the data, the configuration is elsewhere
     settings = Reader(installation, config_dir, options)
     pgdata = settings.read("data_directory")
     return Node(installation, config_dir, pgdata, _data_dir(settings, pgdata)), settings

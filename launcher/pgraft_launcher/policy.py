@@ -176,6 +176,11 @@ class Policy:
         """Where the part stands."""
         return self._parts[part].life
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the node is on its way down."""
+        return self._stopping is not None
+
     def next_deadline(self) -> float | None:
         """When `tick` has something to do; None: nothing is due."""
         due = [state.retry_at for state in self._parts.values() if state.life is Life.PAUSED]

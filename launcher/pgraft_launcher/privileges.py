@@ -40,7 +40,9 @@ def demo_user() -> str:
 
 
 def owner_of(directory: Path) -> pwd.struct_passwd | None:
-    """Who owns the directory, if that is an account other than root."""
+    """Who owns the directory, or the one that it is to be made in, if that is an account other than root."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
     try:
         owner = directory.stat().st_uid
         return pwd.getpwuid(owner) if owner else None

@@ -67,7 +67,9 @@ def _stop_orphans(node: Node, options: StopOptions) -> int:
     """Nobody supervises: a supervisor that only stops does it. Returns a descriptor that ends with it."""
     living = node.living()
     if not living:
-        raise LaunchError(f"the node in {node.config_dir} is not running", hint="nothing to stop")
+        raise LaunchError(
+            f"the node in {node.config_dir} is not running", hint="pgraft-launch status shows what is there"
+        )
     os.makedirs(rundir.path(node.data_dir), mode=0o700, exist_ok=True)
     lock = rundir.take_lock(node.data_dir)
     if lock is None:

@@ -130,7 +130,7 @@ class Supervisor:
         for part, ref in self._record.processes.items():
             held = children.adopt(ref)
             if held is not None:
-                log("LOG", f"took over the {policy.TITLES[part]} with PID {ref.pid}")
+                log("LOG", f"took over {policy.TITLES[part]}, PID {ref.pid}")
                 self._hold(part, held)
         return list(self._held)
 
@@ -159,7 +159,7 @@ class Supervisor:
         held.close()
         self._publish(part, None)
         end, how = self._judge(part, self._statuses.pop(held.ref.pid, None))
-        if part is not Part.POSTMASTER and not self._pages.is_linked():
+        if part is not Part.POSTMASTER and not self._policy.is_stopping and not self._pages.is_linked():
             end = End.PERMANENT  # a new process would look for it in vain
             log(
                 "ERROR",
