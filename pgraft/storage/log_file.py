@@ -58,12 +58,16 @@ def file_name(header: SegmentHeader) -> str:
 
 
 def list_files(directory: Path) -> dict[int, Path]:
-    """The log files of a directory, by sequence, in order."""
-    found = {}
+    """The log files of a directory, by sequence, in order. DamagedLog when two have the same."""
+    found: dict[int, Path] = {}
     for name in os.listdir(directory):
         match = _NAME.fullmatch(name)
-        if match:
-            found[int(match[1], 16)] = directory / name
+        if not match:
+            continue
+        sequence = int(match[1], 16)
+        if sequence in found:
+            raise DamagedLog(directory / name, None, f"there are two log files number {sequence}")
+        found[sequence] = directory / name
     return dict(sorted(found.items()))
 
 

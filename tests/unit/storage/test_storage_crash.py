@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pgraft.raft.types import ConfState, Entry, HardState, Snapshot, SnapshotMetadata
 from pgraft.storage import StorageError, open_store
 from tests.support.storage_disk import Choice, Killed, RecordingDisk, crash
 from tests.support.storage_model import Model, State, state_of
@@ -135,3 +136,25 @@ def test_what_a_killed_process_left_in_the_kernel_is_durable_before_it_counts(
         image = crash(disk.calls, none)
         assert recovered_from(tmp_path / "again", monkeypatch, image) == found
         store.close()
+
+
+def test_an_unfinished_installation_never_comes_back(tmp_path: Path, monkeypatch: Any) -> None:
+    """Its file's number is given again, so its removal must be durable before that."""
+    disk = RecordingDisk(tmp_path, monkeypatch)
+    store = open_store(tmp_path, segment_bytes=SEGMENT_BYTES)
+    store.append(HardState(1, 0, 0), [Entry(1, 1, 0, b"one")])
+    snapshot = Snapshot(SnapshotMetadata(ConfState((1,)), 9, 1))
+    # The process dies when the new file has its name and the snapshot has not.
+    disk.kill_at = len(disk.calls) + 6
+    with pytest.raises(Killed):
+        store.install_snapshot(snapshot)
+    assert len(list((tmp_path / "raft").glob("log-*.pgl"))) == 2
+    store = open_store(tmp_path, segment_bytes=SEGMENT_BYTES)
+    assert len(list((tmp_path / "raft").glob("log-*.pgl"))) == 1
+    store.append(None, [Entry(1, 2, 0, b"two" * SEGMENT_BYTES)])
+    renamed = max(number for number, call in enumerate(disk.calls) if call.name == "rename")
+    for seed in range(8):
+        image = crash(disk.calls[: renamed + 1], Choice("some", random.Random(seed)))
+        again = recovered_from(tmp_path / "again", monkeypatch, image)
+        assert [entry[1] for entry in again.entries] == [1]
+    store.close()
