@@ -100,8 +100,9 @@ def text(results: Results) -> str:
     lines = [f"{name}: {value}" for name, value in results.machine.items()]
     lines += _load_lines(results)
     lines += _other_lines(results)
-    lines += ["", f"{'figure to reach':<58} {'bound':>9} {'measured':>9}"]
-    for verdict in verdicts(results):
+    told = verdicts(results)
+    lines += ["", f"{'figure to reach':<58} {'bound':>9} {'measured':>9}"] if told else []
+    for verdict in told:
         word = "reached" if verdict.reached else "NOT REACHED"
         lines.append(f"{verdict.what:<58} {verdict.bound:>9} {verdict.measured:>9}  {word}")
     return "\n".join(lines) + "\n"
