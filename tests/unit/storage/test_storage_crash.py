@@ -153,7 +153,7 @@ def test_an_unfinished_installation_never_comes_back(tmp_path: Path, monkeypatch
     assert len(list((tmp_path / "raft").glob("log-*.pgl"))) == 1
     store.append(None, [Entry(1, 2, 0, b"two" * SEGMENT_BYTES)])
     renamed = max(number for number, call in enumerate(disk.calls) if call.name == "rename")
-    for seed in range(8):
+    for seed in range(60):
         image = crash(disk.calls[: renamed + 1], Choice("some", random.Random(seed)))
         again = recovered_from(tmp_path / "again", monkeypatch, image)
         assert [entry[1] for entry in again.entries] == [1]
