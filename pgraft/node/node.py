@@ -436,7 +436,8 @@ class Node:
         text = f"Voters {list(conf_state.voters)}, learners {list(conf_state.learners)}."
         log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
         self.roster.publish(states.current)
-        if states.current.get(self.node_id) is None and left is not None and left.node_id == self.node_id:
+        # One that was taken back before it ever voted just waits to be added again.
+        if left is not None and left.node_id == self.node_id and self.node_id in states.current.removed:
             self._on_removed(f"the change at index {entry.index}")
 
     def on_snapshot(self, snapshot: Snapshot) -> None:

@@ -83,18 +83,24 @@ def make_config(data_dir: Path, node_id: int, initial: tuple[Member, ...], **oth
     return NodeConfig(**(values | other))  # type: ignore[arg-type]
 
 
-def make_segment(config: NodeConfig) -> Segment:
-    """The node's segment with its FIFOs, as the supervisor makes them."""
+def make_run_dir(config: NodeConfig) -> Path:
+    """An empty data directory with its FIFOs."""
     run_dir = Path(config.data_dir) / "run"
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(config.data_dir, 0o700)
+    segments.make_fifos(run_dir, config.slot_count)
+    return run_dir
+
+
+def make_segment(config: NodeConfig) -> Segment:
+    """The node's segment with its FIFOs, as the supervisor makes them."""
+    make_run_dir(config)
     segments.unlink(config.segment_name)
     segment = segments.create(
         config.segment_name, command_ring_bytes=config.command_ring_bytes, slot_count=config.slot_count
     )
     segment.header["node_id"] = config.node_id
     segments.open_for_use(segment, 1)
-    segments.make_fifos(run_dir, config.slot_count)
     return segment
 
 
@@ -339,9 +345,9 @@ class Sim:
         ids = tuple(range(1, count + 1))
         return [self.add(node_id, ids, **other) for node_id in ids]
 
-    def join(self, node_id: int, **other: object) -> SimNode:
+    def join(self, node_id: int, *, start: bool = True, **other: object) -> SimNode:
         """A node that waits to be added."""
-        return self.add(node_id, tuple(self.nodes), initial_cluster_state="existing", **other)
+        return self.add(node_id, tuple(self.nodes), start=start, initial_cluster_state="existing", **other)
 
     # --- faults ---------------------------------------------------------------------------------------
 
