@@ -350,6 +350,30 @@ def test_a_file_that_cannot_be_made_ends_it_too(data_dir: Path, monkeypatch: Any
     it.close()
 
 
+@pytest.mark.parametrize("change", ["compact", "install_snapshot"])
+@pytest.mark.parametrize("call", ["write_at", "sync_file", "rename", "unlink"])
+def test_a_snapshot_that_cannot_be_stored_ends_it_too(
+    data_dir: Path, monkeypatch: Any, change: str, call: str
+) -> None:
+    it = opened(data_dir)
+    it.bootstrap(snapshot_at(1))
+    it.append(HardState(1, 0, 5), some(2, 9))
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, call, fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        getattr(it, change)(snapshot_at(5 if change == "compact" else 20))
+    monkeypatch.undo()
+    with pytest.raises(StorageError):
+        it.append(None, some(it.last_index() + 1, it.last_index() + 1))
+    it.close()
+    it = opened(data_dir)
+    assert (it.first_index(), it.last_index()) in ((2, 9), (6, 9), (21, 20))
+    it.close()
+
+
 def append_many(it: Store, first: int, last: int) -> None:
     """Entries first..last, a batch each."""
     for index in range(first, last + 1):
