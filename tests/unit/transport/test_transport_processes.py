@@ -93,6 +93,7 @@ def test_a_killed_process_comes_back_alone(cluster: Cluster) -> None:
     assert one.kill() == -signal.SIGKILL
     two.wait_for(RecordKind.PEER_DISCONNECTED, 1)
     one.send(2, b"for the process before")
+    dropped = one.word("dropped")
     one.seen.clear()
     two.seen.clear()
     one.start()
@@ -102,6 +103,7 @@ def test_a_killed_process_comes_back_alone(cluster: Cluster) -> None:
     one.send(2, b"new")
     two.wait_for(RecordKind.MESSAGE, 1, b"new")
     assert not any(record.body == b"for the process before" for record in two.seen)
+    assert one.word("dropped") == dropped  # not even looked at
 
 
 def test_sigterm_lets_messages_go_out(cluster: Cluster) -> None:
