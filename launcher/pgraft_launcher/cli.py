@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -264,9 +265,16 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return EXIT_FAILED
+    except OSError as error:
+        _complain(f"{error.filename or _PROGRAM}: {error.strerror or error}", _os_hint(error))
+        return EXIT_FAILED
     except Exception as error:  # noqa: BLE001  the last resort: a line and a place to look, no traceback
         _complain(f"{type(error).__name__}: {error}", f"a bug in pgraft-launch; details in {_keep_details()}")
         return EXIT_FAILED
+
+
+def _os_hint(error: OSError) -> str:
+    return "run this as the owner of the data directory, or as root" if error.errno == errno.EACCES else ""
 
 
 def _joined(argv: list[str]) -> list[str]:

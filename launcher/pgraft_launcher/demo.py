@@ -55,6 +55,8 @@ def _settle(args: argparse.Namespace) -> tuple[Path, str]:
 def _up(args: argparse.Namespace) -> int:
     progress = Progress(silent=args.silent)
     directory, user = _settle(args)
+    if privileges.is_root():
+        privileges.check_reach(pwd.getpwnam(user), directory)
     installation = binaries.find(args.pg_config)
     # While we still are root: PostgreSQL's own folders, and those above the demo, may be root's.
     extension.ensure(installation, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 import sys
 from pathlib import Path
 
@@ -58,7 +59,29 @@ def choose(data: Path, name: str | None) -> pwd.struct_passwd:
             "PostgreSQL does not run as root",
             hint=f"name a user with --user, or give {data} to one: chown -R postgres {data}",
         )
+    check_reach(user, data)
     return user
+
+
+def check_reach(user: pwd.struct_passwd, directory: Path) -> None:
+    """Whether the user can get to the directory, seen by root, whom nothing stops."""
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    for folder in reversed(directory.absolute().parents):
+        try:
+            found = folder.stat()
+        except OSError:
+            return  # to be made, then by us
+        if found.st_uid == user.pw_uid:
+            allowed = found.st_mode & stat.S_IXUSR
+        elif found.st_gid in groups:
+            allowed = found.st_mode & stat.S_IXGRP
+        else:
+            allowed = found.st_mode & stat.S_IXOTH
+        if not allowed:
+            raise LaunchError(
+                f"user {user.pw_name} cannot reach {directory}: {folder} keeps it out",
+                hint=f"name a directory elsewhere, or chmod a+x {folder}",
+            )
 
 
 def settle(data: Path, name: str | None) -> None:

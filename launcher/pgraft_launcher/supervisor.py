@@ -374,7 +374,15 @@ def main(argv: list[str]) -> int:
     pages.header["supervisor_start"] = record.supervisor.start if record.supervisor else 0
     pages.header["supervisor_pid"] = os.getpid()
     reports = options.get("--report-fd", -1)
-    return Supervisor(record, pages, commands_of(record.plan), reports=reports).run(stop)
+    try:
+        return Supervisor(record, pages, commands_of(record.plan), reports=reports).run(stop)
+    except Exception as error:
+        log(
+            "FATAL",
+            f"the supervisor ends, its processes go on: {type(error).__name__}: {error}",
+            hint="pgraft-launch start takes the node over",
+        )
+        raise
 
 
 if __name__ == "__main__":

@@ -101,8 +101,6 @@ def check_port(config: NodeConfig) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
-            # Two that only bind with SO_REUSEADDR do not meet; listening is what must be alone.
-            probe.listen(1)
         except OSError as error:
             raise SettingError(
                 "pgraft.listen_address",

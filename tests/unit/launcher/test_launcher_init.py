@@ -177,3 +177,20 @@ def test_down_does_not_touch_a_folder_that_holds_no_demo(tmp_path: Path) -> None
     done = launch("demo", "down", "--dir", str(tmp_path))
     assert done.returncode != 0
     assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+def test_root_is_told_when_the_user_cannot_reach_the_directory(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    for words in (
+        ["demo", "up", "--dir", str(hidden / "d")],
+        ["init", "-D", str(hidden / "d"), "--name", "a"],
+    ):
+        done = launch(
+            *words, "--user", "nobody", *([] if words[0] == "demo" else ["--initial-cluster", "a=h:1"])
+        )
+        assert done.returncode == 1
+        assert "cannot reach" in done.stderr
+        assert "keeps it out" in done.stderr
+        assert not (hidden / "d").exists()

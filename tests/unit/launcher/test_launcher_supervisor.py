@@ -32,6 +32,8 @@ def test_a_start_names_every_process_in_header_and_record(standins: Standins) ->
         assert ref is not None
         assert process.is_alive(ref)
         assert record.processes[part] == ref
+        # Ctrl-C in a terminal must reach the supervisor only, which stops them in order.
+        assert os.getpgid(ref.pid) == ref.pid
 
 
 @pytest.mark.parametrize("part", [Part.WORKER, Part.NETWORK])
