@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+
 import pytest
 
 from pgraft.transport import handshake, incoming, outgoing, records
@@ -332,6 +335,31 @@ def test_a_peer_that_never_welcomes_is_given_up_in_time(
     peer = one.hub.peers[2]
     world.run(lambda: peer.state is PeerState.GREETING)
     world.run(lambda: peer.state is PeerState.WAITING)
+
+
+def test_an_address_that_does_not_answer_is_given_up_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "CONNECT_TIMEOUT_MS", 100)
+    full = socket.socket()
+    world.sockets.append(full)
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    for _ in range(3):  # with its backlog full, the kernel drops further SYNs
+        filler = socket.socket()
+        world.sockets.append(filler)
+        filler.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            filler.connect(full.getsockname())
+    one, three = world.node(1).identify(), world.node(3).identify()
+    one.hub.shared.user_timeout_ms = 60_000  # the kernel's own bound must not be what ends it
+    one.members(PeerAddress(2, *full.getsockname()), three)
+    peer = one.hub.peers[2]
+    world.run(lambda: peer.state is PeerState.CONNECTING)
+    three.members(one)
+    world.run(lambda: one.counters.connections == 2)
+    world.run(lambda: peer.state is PeerState.WAITING)
+    world.run(lambda: peer.state is PeerState.CONNECTING)
 
 
 def test_a_flood_from_one_address_does_not_keep_a_peer_out(world: World) -> None:
