@@ -8,7 +8,6 @@ unusable; Store sees to that. Errors of system calls leave here as OSError, for 
 from __future__ import annotations
 
 import os
-import secrets
 from bisect import bisect_right
 from pathlib import Path
 
@@ -30,6 +29,10 @@ from pgraft.storage.recovery import Replay, replay_file, torn_tail_bytes
 
 SEGMENT_BYTES_MIN = 4096
 """Smallest size of a file (tests use it; the setting's own minimum is far above)."""
+WRITE_AHEAD_BYTES = 128 * 1024
+"""Zeros written behind a batch that reaches blocks not written before. A sync of blocks that were only
+reserved must change the file system's metadata; of blocks once written, it need not (measured on ext4
+with three writers of 8 kB batches: 0.21 instead of 0.37 ms)."""
 NEW_LOG = SegmentHeader(
     mark=0, salt=0, sequence=0, first_index=1, first_batch=1, hard_state=HardState(), reset_index=0
 )
@@ -45,6 +48,7 @@ class EntryLog:
         self._current = LogFile(directory, NEW_LOG, 0)
         self._fd = -1
         self._end = 0
+        self._written = 0
         self._capacity = 0
         self._next_batch = 1
         self._synced_batch = 0
@@ -146,6 +150,11 @@ class EntryLog:
             self.roll(first_index, SEGMENT_HEADER_BYTES + len(data))
             at = self._end
             data, marks = self._writer.encode(batch, self._synced_batch, state, entries)
+        end = at + len(data)
+        if end > self._written:
+            ahead = min(WRITE_AHEAD_BYTES, self._capacity - end)
+            self._written = end + ahead
+            data += bytes(ahead)
         files.write_at(self._fd, data, at)
         if sync:
             files.sync_data(self._fd)
@@ -155,7 +164,7 @@ class EntryLog:
             if mark.count:
                 is_conf = bool(mark.flags & CONF_CHANGE)
                 self.index.add(sequence, at + mark.offset, mark.first_index, mark.count, mark.term, is_conf)
-        self._end = self._current.end = at + len(data)
+        self._end = self._current.end = end
         self._next_batch = batch + 1
         self.hard_state = state
 
@@ -197,8 +206,8 @@ class EntryLog:
 
     def _next_header(self, first_index: int, state: HardState, reset_index: int) -> SegmentHeader:
         return SegmentHeader(
-            mark=secrets.randbits(32) | 1,
-            salt=secrets.randbits(32),
+            mark=_random_u32() | 1,
+            salt=_random_u32(),
             sequence=self._current.header.sequence + 1,
             first_index=first_index,
             first_batch=self._next_batch,
@@ -230,7 +239,7 @@ class EntryLog:
     def _use(self, fd: int, file: LogFile, capacity: int) -> None:
         self._fd = fd
         self._current = file
-        self._end = file.end
+        self._end = self._written = file.end
         self._capacity = capacity
         self._writer = BatchWriter(file.header.mark, file.header.salt)
 
@@ -340,3 +349,8 @@ class EntryLog:
             self._reader_fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
             self._reader_sequence = sequence
         return self._reader_fd
+
+
+def _random_u32() -> int:
+    # Not the secrets module: it brings in OpenSSL, megabytes for eight bytes.
+    return int.from_bytes(os.urandom(4), "little")

@@ -10,8 +10,8 @@ Written by the Raft worker only, under the lock of the data directory.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import zlib
 from pathlib import Path
 from typing import TypeVar
@@ -51,7 +51,10 @@ class Peers(msgspec.Struct, frozen=True):
 
 def new_member_id() -> int:
     """A random member id, never 0."""
-    return secrets.randbelow(2**64 - 1) + 1
+    member_id = 0
+    while member_id == 0:
+        member_id = int.from_bytes(os.urandom(8), "little")
+    return member_id
 
 
 def load_identity(data_dir: Path) -> Identity | None:

@@ -14,6 +14,7 @@ from pgraft.raft.errors import ErrCompacted, ErrSnapOutOfDate, ErrUnavailable, I
 from pgraft.raft.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
 from pgraft.storage import StorageError, Store, files, open_store, store
 from pgraft.storage.cache import EntryCache
+from pgraft.storage.entry_log import WRITE_AHEAD_BYTES
 from pgraft.storage.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from tests.support.storage_model import NO_LIMIT, state_of
 
@@ -82,6 +83,29 @@ def test_append_is_one_write_and_one_sync_a_batch(data_dir: Path, monkeypatch: A
     it.append(HardState(2, 1, 65), [], must_sync=False)
     assert calls == ["write_at", "write_at", "sync_data"], "a term is always synced"
     it.close()
+
+
+def test_zeros_are_written_ahead_once_and_never_past_the_file(data_dir: Path, monkeypatch: Any) -> None:
+    segment_bytes = WRITE_AHEAD_BYTES + 20_000
+    it = opened(data_dir, segment_bytes)
+    writes: list[tuple[int, int]] = []
+    real = files.write_at
+
+    def noting(fd: int, data: bytes, offset: int) -> None:
+        writes.append((offset, len(data)))
+        real(fd, data, offset)
+
+    monkeypatch.setattr(files, "write_at", noting)
+    for index in range(1, 481):
+        it.append(None, some(index, index, data=b"x" * 200))
+    (log,) = (data_dir / "raft").glob("log-*")
+    first, second = [(offset, size) for offset, size in writes if size > 1000]
+    assert first[1] > WRITE_AHEAD_BYTES
+    assert second[0] + second[1] == segment_bytes
+    assert max(offset + size for offset, size in writes) == segment_bytes
+    assert log.stat().st_size == segment_bytes
+    it.close()
+    assert opened(data_dir, segment_bytes).recovered.cut_bytes == 0
 
 
 def recorder(calls: list[str], name: str, real: Callable[..., Any]) -> Callable[..., Any]:
