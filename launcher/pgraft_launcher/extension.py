@@ -54,6 +54,15 @@ class Target:
         built = self.library.stat().st_mtime
         return all(path.stat().st_mtime <= built for path in sources().glob("*.[chs]*"))
 
+    def can_be_replaced(self) -> bool:
+        """Whether this user, with the tools that are here, could install it."""
+        try:
+            _check_tools(self.installation)
+            self.check_writable()
+        except LaunchError:
+            return False
+        return True
+
     def check_writable(self) -> None:
         """Say before a long build that installing would fail."""
         for folder in (self.control.parent, self.library.parent):
@@ -66,10 +75,17 @@ class Target:
 
 
 def ensure(installation: Installation, progress: Progress) -> None:
-    """Install the extension unless this very version is there."""
+    """Install the extension unless this very version is there.
+
+    One of this version that is older than the sources is replaced where that can be done, and good
+    enough where it cannot (another user's installation, no compiler).
+    """
     target = Target(installation)
-    if not target.is_current():
-        install(target, progress)
+    if target.is_current():
+        return
+    if target.installed_version() == __version__ and not target.can_be_replaced():
+        return
+    install(target, progress)
 
 
 def install(target: Target, progress: Progress) -> None:

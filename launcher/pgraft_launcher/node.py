@@ -51,7 +51,7 @@ class Node:
         found = record.living() if record else {}
         name = rundir.read_segment_name(self.data_dir)
         if name:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 found |= Pages(name).living()
         running = self.postmaster()
         if running is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from pgraft import __version__
 from pgraft.postgres import config as configs
 from pgraft.postgres import environment
+from pgraft.postgres.conffile import library_list
 from pgraft.postgres.config import StoredIdentity
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import NodeConfig
@@ -35,8 +37,16 @@ def stored_identity(data_dir: str) -> StoredIdentity | None:
     return None if identity is None else StoredIdentity(identity.cluster_id, identity.node_id)
 
 
-def read_config(node: Node, settings: Reader) -> tuple[NodeConfig, list[str]]:
-    """The validated configuration, and the directories of PostgreSQL's sockets."""
+class Settled(NamedTuple):
+    """What the settings of a node come to."""
+
+    config: NodeConfig
+    socket_dirs: list[str]
+    is_preloaded: bool
+
+
+def read_config(node: Node, settings: Reader) -> Settled:
+    """The validated configuration, and what else a start must know of PostgreSQL's settings."""
     server = settings.read_server()
     config = configs.build_config(
         configs.parse_values(settings.read_pgraft()),
@@ -47,7 +57,12 @@ def read_config(node: Node, settings: Reader) -> tuple[NodeConfig, list[str]]:
         stored=stored_identity(node.data_dir),
     )
     sockets = server.get("unix_socket_directories", "").split(",")
-    return config, [os.path.abspath(path.strip()) for path in sockets if path.strip()]
+    libraries = server.get("shared_preload_libraries", "")
+    return Settled(
+        config,
+        [os.path.abspath(path.strip()) for path in sockets if path.strip()],
+        library_list(libraries) == libraries,
+    )
 
 
 def make_run_dir(data_dir: str) -> None:

@@ -92,7 +92,7 @@ def _prepare(node: Node, settings: Reader, log: str, progress: Progress) -> None
         record.processes, record.supervisor = living, None
         rundir.save(record)
         return
-    rundir.save(Record(_fresh(node, settings, log), None, living))
+    rundir.save(Record(_fresh(node, settings, log, progress), None, living))
 
 
 def _can_take_over(record: Record, living: dict[Part, ProcessRef]) -> bool:
@@ -111,8 +111,10 @@ def _can_take_over(record: Record, living: dict[Part, ProcessRef]) -> bool:
     return True
 
 
-def _fresh(node: Node, settings: Reader, log: str) -> Plan:
-    config, sockets = prepare.read_config(node, settings)
+def _fresh(node: Node, settings: Reader, log: str, progress: Progress) -> Plan:
+    config, sockets, is_preloaded = prepare.read_config(node, settings)
+    if not is_preloaded:
+        progress.say("note: without pgraft in shared_preload_libraries its settings are not in pg_settings")
     check_environment(config)
     prepare.make_segment(config)
     prepare.write_config(config)

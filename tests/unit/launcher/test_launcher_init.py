@@ -114,6 +114,17 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         extension.install(target, Progress(silent=True))
 
 
+def test_an_older_build_of_this_version_will_do_where_there_is_no_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(extension.Target, "is_current", lambda self: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    extension.ensure(Installation(bindir(18)), Progress(silent=True))
+    monkeypatch.setattr(extension.Target, "installed_version", lambda self: "0.0.1")
+    with pytest.raises(LaunchError, match="needs make"):
+        extension.ensure(Installation(bindir(18)), Progress(silent=True))
+
+
 def test_a_failing_build_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "pgraft.control").write_text("default_version = '0'\n")
     (tmp_path / "Makefile").write_text("all:\n\t@echo 'x.c:1: error: no good' >&2; exit 1\n")
