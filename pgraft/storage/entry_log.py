@@ -33,15 +33,6 @@ WRITE_AHEAD_BYTES = 128 * 1024
 """Zeros written behind a batch that reaches blocks not written before. A sync of blocks that were only
 reserved must change the file system's metadata, a sync of blocks once written need not (measured on ext4,
 three writers of 8 kB batches: 0.21 instead of 0.37 ms)."""
-"""Smallest size of a file (tests use it; the setting's own minimum is far above)."""
-WRITE_AHEAD_BYTES = 128 * 1024
-"""Zeros written behind a batch that reaches blocks not written before. A sync of blocks that were only
-reserved must change the file system's metadata, a sync of blocks once written need not (measured on ext4,
-three writers of 8 kB batches: 0.21 instead of 0.37 ms)."""
-WRITE_AHEAD_BYTES = 128 * 1024
-"""Zeros written behind a batch that reaches blocks not written before. A sync of blocks that were only
-reserved must change the file system's metadata; of blocks once written, it need not (measured on ext4
-with three writers of 8 kB batches: 0.21 instead of 0.37 ms)."""
 NEW_LOG = SegmentHeader(
     mark=0, salt=0, sequence=0, first_index=1, first_batch=1, hard_state=HardState(), reset_index=0
 )
