@@ -114,10 +114,20 @@ def write_file(target: str, text: str) -> None:
     os.replace(aside, target)
 
 
+def boot_id() -> str:
+    """Tells this boot of the machine from every other."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read(64).strip()
+    except OSError:
+        return ""
+
+
 def save(record: Record) -> None:
     """Write supervisor.json."""
     supervisor = record.supervisor
     content = {
+        "boot": boot_id(),
         "plan": record.plan.as_dict(),
         "supervisor": list(supervisor) if supervisor else None,
         "processes": {part.value: list(ref) for part, ref in record.processes.items()},
@@ -132,12 +142,16 @@ def load(data_dir: str) -> Record | None:
         with open(path(data_dir, "supervisor.json"), encoding="utf-8", errors="surrogateescape") as file:
             content = json.loads(file.read(RECORD_BYTES_MAX))
         plan = Plan(**content["plan"])
+        given_up = {Part(name): str(why) for name, why in content["given_up"].items()}
+        if content["boot"] != boot_id():
+            # A pid and a start time mean one process between two boots only.
+            return Record(plan, given_up=given_up)
         supervisor = content["supervisor"]
         return Record(
             plan,
             ProcessRef(*map(int, supervisor)) if supervisor else None,
             {Part(name): ProcessRef(*map(int, ref)) for name, ref in content["processes"].items()},
-            {Part(name): str(why) for name, why in content["given_up"].items()},
+            given_up,
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None

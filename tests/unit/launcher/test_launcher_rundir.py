@@ -1,0 +1,85 @@
+"""<data_dir>/run: the record survives damage, and a reboot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pgraft.postgres import process
+from pgraft_launcher import rundir
+from pgraft_launcher.policy import Part
+from pgraft_launcher.rundir import Plan, Record
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    """A record that names this very process as supervisor and worker."""
+    (tmp_path / "run").mkdir()
+    me = process.identify(os.getpid())
+    assert me is not None
+    folder = str(tmp_path)
+    plan = Plan(
+        name="n",
+        config_dir="/etc/x",
+        pgdata="/srv/\udcff",
+        data_dir=folder,
+        bindir="/bin",
+        segment="s",
+        options=["-c", "a=b c"],
+        socket_dirs=["/tmp"],
+        log="",
+        autostart=True,
+    )
+    return Record(plan, me, {Part.WORKER: me}, {Part.NETWORK: "exit code 3"})
+
+
+def test_a_record_comes_back_as_it_was(record: Record) -> None:
+    rundir.save(record)
+    back = rundir.load(record.plan.data_dir)
+    assert back is not None
+    assert back.plan.as_dict() == record.plan.as_dict()
+    assert (back.supervisor, back.processes, back.given_up) == (
+        record.supervisor,
+        record.processes,
+        record.given_up,
+    )
+    assert back.living_supervisor() == record.supervisor
+    assert back.living() == record.processes
+
+
+def test_processes_of_an_earlier_boot_do_not_live(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    rundir.save(record)
+    monkeypatch.setattr(rundir, "boot_id", lambda: "another")
+    back = rundir.load(record.plan.data_dir)
+    assert back is not None
+    assert back.living_supervisor() is None
+    assert back.living() == {}
+    assert back.plan.options == record.plan.options
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"plan": {}}', "\0\0", "null"])
+def test_a_damaged_record_is_none(record: Record, text: str) -> None:
+    rundir.save(record)
+    Path(rundir.path(record.plan.data_dir, "supervisor.json")).write_text(text)
+    assert rundir.load(record.plan.data_dir) is None
+
+
+def test_the_lock_is_exclusive_and_goes_with_its_holder(record: Record) -> None:
+    first = rundir.take_lock(record.plan.data_dir)
+    assert first is not None
+    assert rundir.take_lock(record.plan.data_dir) is None
+    os.close(first)
+    second = rundir.take_lock(record.plan.data_dir)
+    assert second is not None
+    os.close(second)
+
+
+def test_cleaning_keeps_what_status_needs(record: Record) -> None:
+    rundir.save(record)
+    run = Path(rundir.path(record.plan.data_dir))
+    for name in ("worker.bell", "slot.1.bell", "segment", "node.json", "x.new"):
+        (run / name).write_text("")
+    rundir.clean(record.plan.data_dir)
+    assert sorted(path.name for path in run.iterdir()) == ["node.json", "supervisor.json"]
