@@ -360,13 +360,13 @@ pgraft_liveness(void)
 		return PGRAFT_ABSENT;
 	state = pgraft_worker_word(PGRAFT_WORKER_W_STATE);
 	beat = pgraft_worker_word(PGRAFT_WORKER_W_BEAT_NS);
-	/* A stopped worker with a fresh beat is that of a removed node: it answers, and says so. */
-	if (is_within(beat, pgraft_segment.election_timeout_ns))
+	if (state != PGRAFT_WORKER_IS_STOPPED && is_within(beat, pgraft_segment.election_timeout_ns))
 		return PGRAFT_ALIVE;
-	if (state == PGRAFT_WORKER_IS_STOPPED)
-		return PGRAFT_ABSENT;
 	if (!process_alive(PGRAFT_HEADER_W_WORKER_PID, PGRAFT_HEADER_W_WORKER_START))
 		return PGRAFT_ABSENT;
+	/* A stopped worker that is there and beats is that of a removed node: it answers, and says so. */
+	if (state == PGRAFT_WORKER_IS_STOPPED)
+		return is_within(beat, pgraft_segment.election_timeout_ns) ? PGRAFT_ALIVE : PGRAFT_ABSENT;
 	is_starting = state == PGRAFT_WORKER_IS_INITIALIZING &&
 		(is_within(beat, INITIALIZING_SILENCE_NS) ||
 		 is_within(pgraft_worker_word(PGRAFT_WORKER_W_STARTED_BOOT_NS), INITIALIZING_SILENCE_NS) ||

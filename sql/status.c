@@ -232,7 +232,7 @@ pgraft_get_learners(PG_FUNCTION_ARGS)
 		Datum		values[4] = {0};
 		bool		nulls[4] = {0};
 
-		if (row[PGRAFT_MEMBER_ROW_W_IS_LEARNER] == 0)
+		if (row[PGRAFT_MEMBER_ROW_W_IS_LEARNER] == 0 || row[PGRAFT_MEMBER_ROW_W_IS_LEAVING] != 0)
 			continue;
 		fill_node(row, row[PGRAFT_MEMBER_ROW_W_NODE_ID], 0, values, nulls);
 		put_row(fcinfo, values, nulls);

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgraft.shm.layout import CommandFlag, CommandKind, Outcome
+from pgraft.shm.layout import CommandFlag, CommandKind, Outcome, SlotState
 from tests.support.shim_harness import (
     ELECTION_TIMEOUT_MS,
     FakeRuntime,
@@ -140,11 +140,26 @@ def test_error_outcomes(pg18: Server, runtime: FakeRuntime, outcome: int, sqlsta
     assert runtime.owned_slots() == []
 
 
-@pytest.mark.parametrize("payload", [b"", b"\0\0", b"\xff\xfe\0\xc3", b"a\x01b" * 3000, b"\0" * 16384])
-def test_error_texts_that_are_no_text(pg18: Server, runtime: FakeRuntime, payload: bytes) -> None:
+@pytest.mark.parametrize(
+    ("payload", "message", "detail"),
+    [
+        (b"", "the command failed", None),
+        (b"\0\0", "the command failed", None),
+        (b"\xff\xfe\0\xc3", "??", "?"),
+        (b"a\x01b" * 3000, "a?b" * 3000, None),
+        (b"\0" * 16384, "the command failed", None),
+    ],
+    ids=["empty", "parts", "no utf-8", "control", "zeros"],
+)
+def test_error_texts_that_are_no_text(
+    pg18: Server, runtime: FakeRuntime, payload: bytes, message: str, detail: str | None
+) -> None:
     runtime.handler = lambda _: [Reply(Outcome.ERROR_STATE, 0, payload)]
-    with pg18.connect() as session, pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-        session.value("SELECT pgraft_replicate_entry('x')")
+    with pg18.connect() as session:
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+            session.value("SELECT pgraft_replicate_entry('x')")
+        assert caught.value.diag.message_primary == message
+        assert caught.value.diag.message_detail == detail
 
 
 def test_progress_comes_as_notices(pg: Server, runtime: FakeRuntime) -> None:
@@ -409,6 +424,32 @@ def _accepts(pg: Server) -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+def test_what_the_slot_says_while_its_backend_waits(pg18: Server, runtime: FakeRuntime) -> None:
+    """A new worker goes by this to tell what an earlier one took."""
+    with waiting(pg18, runtime) as (session, _):
+        slot = runtime.segment.slot(runtime.taken[0].slot)
+        assert slot.owner_pid == session.pid
+        assert slot.request_no == runtime.taken[0].number
+        assert slot.backend_word("state") == SlotState.SUBMITTED
+        assert slot.backend_word("submitted_pos") == runtime.segment.worker["command_tail"]
+        with pg18.connect() as other:
+            other.value("SELECT pg_cancel_backend(%s)", session.pid)
+    assert slot.backend_word("state") == SlotState.FREE
+
+
+def test_a_full_ring_makes_the_session_wait(pg18: Server, small: FakeRuntime) -> None:
+    """It asks for a ring when there is room, and goes on at once."""
+    with pg18.connect() as session, small.paused():
+        call = Call(session, "SELECT pgraft_replicate_entry(repeat('w', 100000))")
+        until(small.owned_slots, "slot")
+        slot = small.segment.slot(small.owned_slots()[0])
+        until(lambda: slot.backend_word("want_space"), "want_space")
+        assert slot.backend_word("state") == SlotState.PREPARING
+    call.join()
+    assert call.result is True
+    assert small.taken[-1].data == b"w" * 100_000
 
 
 def test_slots_of_dead_owners_are_taken_over(pg18: Server) -> None:

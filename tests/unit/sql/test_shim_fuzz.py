@@ -128,6 +128,24 @@ def test_blocks_with_right_checksums_and_wrong_contents(
             call_all(session, rng)
 
 
+def test_an_address_longer_than_its_room(pg18: Server, runtime: FakeRuntime) -> None:
+    row = {"node_id": 9, "port": 1, "is_leaving": 0, "address_bytes": 2**40}
+    words = bytearray(b"a" * layout.MEMBER_ROW_BYTES)
+    for name, number in row.items():
+        struct.pack_into("<Q", words, layout.MEMBER_ROW_WORDS[name] * 8, number)
+    body = bytearray(b"a" * (layout.MEMBERS_COPY_BYTES - 8))
+    struct.pack_into("<QQQQ", body, 0, layout.MEMBERS_COPY_BYTES, 1, 1, 0)
+    at = layout.MEMBERS_ROWS_OFFSET - 8
+    body[at : at + len(words)] = words
+    selected = runtime.segment.worker["members_selector"] & 1
+    offset = runtime.segment.header["members_offset"] + selected * layout.MEMBERS_COPY_BYTES
+    whole = struct.pack("<Q", zlib.crc32(body)) + body
+    runtime.segment.bytes_at(offset, len(whole))[:] = whole
+    with pg18.connect() as session:
+        rows = session.rows("SELECT address FROM pgraft_get_nodes()")
+        assert rows == [("a" * layout.ADDRESS_BYTES_MAX,)]
+
+
 @pytest.mark.parametrize("seed", [21])
 def test_garbage_while_sessions_read(pg18: Server, runtime: FakeRuntime, seed: int) -> None:
     """Words change under the readers' hands; the lock and the ring's contents are left alone."""
@@ -155,22 +173,30 @@ def test_garbage_while_sessions_read(pg18: Server, runtime: FakeRuntime, seed: i
         assert "number of failed transactions: 0 " in bench.stdout.read()
 
 
+KIND_AT = 16
+"""Where glibc keeps a mutex's kind, on 64-bit machines."""
+
+
+def wrong_locks(kept: bytes, rng: random.Random) -> Iterator[bytes]:
+    """Noise in all of it, in single words, and every kind of lock with an owner that is not there."""
+    for _ in range(ROUNDS // 2):
+        yield rng.randbytes(len(kept))
+        at = rng.randrange(10) * 4
+        yield kept[:at] + rng.choice((rng.randbytes(4), b"\0\0\0\x40", b"\xff\xff\xff\x7f")) + kept[at + 4 :]
+    dead = struct.pack("<IIII", 2**22 + 1, 1, 2**22 + 1, 1)
+    for kind in range(256):
+        yield dead + struct.pack("<I", kind) + kept[KIND_AT + 4 :]
+
+
 @pytest.mark.parametrize("seed", [31])
 def test_garbage_in_the_lock(pg18: Server, runtime: FakeRuntime, seed: int) -> None:
     rng = random.Random(seed)
-    offset = runtime.segment.header["command_offset"]
-    lock = runtime.segment.bytes_at(offset, layout.LOCK_BYTES)
+    lock = runtime.segment.bytes_at(runtime.segment.header["command_offset"], layout.LOCK_BYTES)
     kept = bytes(lock)
     with unharmed(pg18), pg18.connect() as session:
         session.value("SELECT set_config('statement_timeout', '30ms', false)")
-        for turn in range(ROUNDS):
-            lock[:] = kept
-            if turn % 2:
-                for _ in range(rng.choice((1, 3))):
-                    at = rng.randrange(10) * 4
-                    lock[at : at + 4] = rng.choice((rng.randbytes(4), b"\0\0\0\x40", b"\xff\xff\xff\x7f"))
-            else:
-                lock[:] = rng.randbytes(len(lock))
+        for wrong in wrong_locks(kept, rng):
+            lock[:] = wrong
             with contextlib.suppress(psycopg.Error):
                 session.value("SELECT pgraft_replicate_entry('x')")
             assert session.connection.broken is False
@@ -194,6 +220,24 @@ def test_answers_that_are_garbage(pg18: Server, runtime: FakeRuntime, seed: int)
             with contextlib.suppress(psycopg.Error):
                 session.value(f"SELECT {rng.choice(COMMANDS)}")
             assert session.connection.broken is False
+
+
+@pytest.mark.parametrize("length", [16 * 1024 + 1, 2**31, 2**40, 2**64 - 1])
+def test_answers_longer_than_their_slot(pg18: Server, runtime: FakeRuntime, length: int) -> None:
+    def handler(taken: Taken) -> list[Reply]:
+        words = runtime.segment.slot(taken.slot).words
+        number = layout.SLOT_WORKER_WORDS
+        words[number["answered_no"]] = taken.number
+        words[number["outcome"]] = layout.Outcome.ERROR_STATE
+        words[number["payload_bytes"]] = length
+        words[number["answer_no"]] += 1
+        return []
+
+    runtime.handler = handler
+    with unharmed(pg18), pg18.connect() as session:
+        session.value("SELECT set_config('statement_timeout', '150ms', false)")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            session.value("SELECT pgraft_replicate_entry('x')")
 
 
 # --- files that are not what they should be -------------------------------------------------------------

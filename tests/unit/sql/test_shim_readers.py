@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pgraft import __version__
-from pgraft.shm.blocks import StatusRow
+from pgraft.shm.blocks import MemberRow, StatusRow
 from pgraft.shm.layout import Role, WorkerState
 from pgraft.shm.words import now_ns
 from tests.support.shim_harness import ELECTION_TIMEOUT_MS, FakeRuntime, Server, start_ticks, until
@@ -167,6 +167,29 @@ def test_worker_states(pg18: Server, runtime: FakeRuntime, state: WorkerState, t
     runtime.segment.worker["state"] = state
     with pg18.connect() as session:
         assert session.value("SELECT pgraft_get_worker_state()") == text
+
+
+def test_a_stopped_worker_that_is_there_answers(pg18: Server, runtime: FakeRuntime) -> None:
+    """That of a removed node says so; when it has gone, at once nothing runs, however fresh its beat."""
+    runtime.segment.worker["state"] = WorkerState.STOPPED
+    with pg18.connect() as session:
+        assert session.value("SELECT pgraft_replicate_entry('x')") is True
+        assert session.value("SELECT pgraft_get_worker_state()") == "stopped"
+        runtime.segment.header["worker_start"] += 1
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=GONE):
+            session.value("SELECT pgraft_replicate_entry('x')")
+
+
+def test_nodes_that_leave_are_no_members(pg18: Server, runtime: FakeRuntime) -> None:
+    rows = (
+        MemberRow(1, "a", 1),
+        MemberRow(2, "b", 2, is_leaving=True),
+        MemberRow(3, "c", 3, is_learner=True),
+    )
+    runtime.members.publish(rows, ())
+    with pg18.connect() as session:
+        assert session.rows("SELECT node_id FROM pgraft_get_nodes()") == [(1,), (3,)]
+        assert session.rows("SELECT * FROM pgraft_get_learners()") == [(3, "c", 3)]
 
 
 def test_a_worker_that_starts_may_be_silent(pg18: Server, runtime: FakeRuntime) -> None:

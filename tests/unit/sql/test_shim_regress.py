@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+
 from tests.support.shim_harness import SQL, Server
 
 SCRIPTS = sorted(path.stem for path in (SQL / "sql").glob("*.sql"))
