@@ -128,7 +128,7 @@ def test_a_scan_goes_in_pages_and_does_not_run_in_circles() -> None:
     assert [[e.index for e in page] for page in log.scan(1, 6, 12)] == [[1, 2], [3, 4], [5]]
     assert list(log.scan(3, 3, 12)) == []
     log.storage = MemoryStorage()
-    log.storage.entries = lambda lo, hi, size: []  # type: ignore[method-assign]
+    log.storage.entries = lambda lo, hi, max_size: []  # type: ignore[method-assign]
     with pytest.raises(InvariantViolation, match="no entries in"):
         list(log.scan(1, 6, 12))
 
