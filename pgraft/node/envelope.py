@@ -93,5 +93,6 @@ def decode(data: bytes) -> Envelope:
     """The envelope in `data`. Raises BadEnvelope."""
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # A message can hold messages; a peer decides how deep.
         raise BadEnvelope(str(error)) from error

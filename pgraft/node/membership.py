@@ -20,6 +20,8 @@ from pgraft.raft.types import (
 )
 
 REMOVED_IDS_MAX = 1024
+# msgspec raises the second one for a text that is not UTF-8; it is no DecodeError.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class MembershipError(Exception):
@@ -97,7 +99,7 @@ def from_snapshot(snapshot: Snapshot) -> Membership:
     """The membership that a snapshot carries. Raises MembershipError."""
     try:
         data = msgspec.msgpack.decode(snapshot.data, type=_SnapshotData)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except _UNREADABLE as error:
         raise MembershipError(f"snapshot at index {snapshot.metadata.index}: {error}") from error
     return Membership(data.nodes, data.removed, snapshot.metadata.conf_state)
 
@@ -123,7 +125,7 @@ def decode_context(context: bytes) -> ChangeContext:
         return ChangeContext()
     try:
         return msgspec.msgpack.decode(context, type=ChangeContext)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except _UNREADABLE:
         return ChangeContext()
 
 

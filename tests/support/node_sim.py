@@ -123,7 +123,7 @@ class Backend:
         arg2: int = 0,
         timeout_ms: int = 10_000,
         forward: bool = False,
-        pieces_lost: int = 0,
+        pieces: slice = slice(None),
     ) -> int:
         """Put one command into the ring, in pieces where it is long; its request number."""
         words = self.slots[slot].words
@@ -132,7 +132,7 @@ class Backend:
         number = words[1] + 1
         words[1] = number
         offsets = list(range(0, len(data), PIECE_BYTES_MAX)) or [0]
-        for offset in offsets[pieces_lost:]:
+        for offset in offsets[pieces]:
             piece = data[offset : offset + PIECE_BYTES_MAX]
             record = struct.pack(
                 "<12Q", kind, slot, number, int(forward), len(data), offset, timeout_ms, arg1, arg2, 1, 0, 0
