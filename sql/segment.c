@@ -187,6 +187,9 @@ replace_mapping(int fd, PgraftSegment *found)
 	if (pgraft_segment.base != NULL && pgraft_segment.bytes == found->bytes &&
 		pgraft_segment.device == found->device && pgraft_segment.inode == found->inode)
 	{
+		/* A new epoch may have come with new FIFOs of the old names. */
+		if (pgraft_segment.epoch != found->epoch)
+			pgraft_bells_close();
 		found->base = pgraft_segment.base;
 		pgraft_segment = *found;
 		return;
