@@ -19,11 +19,12 @@ from pgraft.shm.segment import Segment, Slot, slot_bell
 
 _RECORD = struct.Struct(f"<{len(COMMAND_RECORD_WORDS)}Q")
 _NOT_FINAL = (Outcome.NONE, Outcome.PROGRESS)
+_FORWARD = int(CommandFlag.FORWARD)
 RING_READ_BYTES = 1024 * 1024
 """Bytes of commands taken in one turn, so that a burst becomes one batch, but a bounded one."""
 
 
-class Command(msgspec.Struct, eq=False):
+class Command(msgspec.Struct, eq=False, gc=False):
     """One command. It came from `slot` of this node, or from `peer` (a forwarded one), which then
     knows it by `nonce` and `number`. `deadline_ns` is when its caller stops waiting."""
 
@@ -126,7 +127,7 @@ class CommandSource:
         if data is None:
             return None
         deadline = now_ns + timeout_ms * 1_000_000
-        forward = bool(flags & CommandFlag.FORWARD)
+        forward = bool(flags & _FORWARD)
         return Command(kind, slot, number, forward, deadline, timeout_ms, arg1, arg2, data)
 
     def _assemble(self, slot: int, number: int, total: int, offset: int, record: bytes) -> bytes | None:
@@ -162,7 +163,7 @@ class CommandSource:
     def answer(self, command: Command, answer: Answer) -> bool:
         """Put the answer into the command's slot and wake its session; False when that went away."""
         slot = self._slots[command.slot]
-        if slot.request_no != command.number or not slot.owner_pid:
+        if not slot.waits_for(command.number):
             return False
         slot.answer(command.number, answer.outcome, answer.value1, answer.value2, answer.payload)
         self._counters.add("commands_answered")

@@ -86,6 +86,9 @@ class Node:
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
         self._led_term = 0
         self._snapshots: dict[int, int] = {}
+        self._shown: tuple[object, ...] = ()
+        self._shown_ns = 0
+        self._show_ns = config.heartbeat_interval_ms * 1_000_000 // 2
         self._compacted_check = self.raft.raft_log.applied
         self._start_membership(core.membership_log.current)
 
@@ -355,9 +358,12 @@ class Node:
         if leads:
             self.lease.answer(self.node_id, now, self._timeout_ns)
         self._publish_lease()
+        if self.roster.tell_identity() and self.outbox.publish():
+            self.outbox.ring()
+        if not self.outbox.is_due():
+            return
         own = self._own_status()
-        told = self.roster.tell_identity()
-        if self.outbox.flush(own, self._table(own, now), round_ns=now if leads else 0) or told:
+        if self.outbox.flush(own, self._table(own, now), round_ns=now if leads else 0):
             self.outbox.ring()
         for node_id in self.outbox.take_lost():
             self.core.raw.report_unreachable(node_id)
@@ -483,8 +489,14 @@ class Node:
 
     def _publish_status(self) -> None:
         raft, store, now = self.raft, self.core.store, self._now
-        own = self._own_status()
+        # What else there is to see (peers' indexes and ages) may be half a heartbeat old.
+        raft_log = raft.raft_log
         membership = self.core.membership_log.current
+        key = (self._role, raft_log.committed, raft_log.applied, id(membership), self.removed)
+        if key == self._shown and now - self._shown_ns < self._show_ns:
+            return
+        self._shown, self._shown_ns = key, now
+        own = self._own_status()
         reached, _, needed = self.board.voters(membership, now)
         leader = 0 if self.removed else raft.lead
         node = membership.get(leader) if leader else None

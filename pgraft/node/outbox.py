@@ -140,6 +140,14 @@ class Outbox:
         for node_id, peer in self._peers.items():
             if peer.has_something():
                 self._send(node_id, peer, status, table, round_ns)
+        return self.publish()
+
+    def is_due(self) -> bool:
+        """Whether there is an envelope to send."""
+        return any(peer.has_something() for peer in self._peers.values())
+
+    def publish(self) -> bool:
+        """Make what was written to the ring visible; whether there was anything."""
         return self._ring.publish()
 
     def _send(

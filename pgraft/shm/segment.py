@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -151,25 +152,40 @@ class Segment:
         self._owner.close()
 
 
+_ANSWER = struct.Struct("<6Q")
+"""The words answer_no, answered_no, outcome, value1, value2 and payload_bytes of a slot."""
+_CRC = struct.Struct("<Q")
+_ANSWER_NO = SLOT_WORKER_WORDS["answer_no"]
+_ANSWER_OFFSET = SLOT_WORKER_WORDS["crc"] * layout.WORD_BYTES
+_REQUEST_NO = SLOT_BACKEND_WORDS["request_no"]
+_OWNER = SLOT_BACKEND_WORDS["owner"]
+
+
 class Slot:
     """One result slot: the backend's half and the worker's half."""
 
-    __slots__ = ("_payload", "words")
+    __slots__ = ("_answer", "_payload", "words")
 
     def __init__(self, segment: Segment, offset: int) -> None:
         self.words = segment.words_at(offset, layout.SLOT_PAYLOAD_OFFSET)
+        self._answer = segment.bytes_at(offset + _ANSWER_OFFSET, _CRC.size + _ANSWER.size)
         self._payload = segment.bytes_at(offset + layout.SLOT_PAYLOAD_OFFSET, layout.SLOT_PAYLOAD_BYTES)
 
     @property
     def request_no(self) -> int:
         """The request that the backend waits for."""
-        value: int = self.words[SLOT_BACKEND_WORDS["request_no"]]
+        value: int = self.words[_REQUEST_NO]
         return value
 
     @property
     def owner_pid(self) -> int:
         """The backend that owns the slot, 0 when it is free."""
-        return int(self.words[SLOT_BACKEND_WORDS["owner"]] >> 32)
+        return int(self.words[_OWNER] >> 32)
+
+    def waits_for(self, request_no: int) -> bool:
+        """Whether the slot's owner is there and waits for this request."""
+        words = self.words
+        return bool(words[_REQUEST_NO] == request_no and words[_OWNER] >> 32)
 
     def backend_word(self, name: str) -> int:
         """A word of the backend's half."""
@@ -184,29 +200,28 @@ class Slot:
     def answer(
         self, request_no: int, outcome: int, value1: int = 0, value2: int = 0, payload: bytes = b""
     ) -> None:
-        """Write one answer. A payload longer than the slot is cut; the words go out before the crc."""
-        payload = payload[: layout.SLOT_PAYLOAD_BYTES]
-        words = self.words
-        first = SLOT_WORKER_WORDS["answer_no"]
-        values = ((words[first] + 1) & _U64_MAX, request_no, outcome, value1, value2, len(payload))
+        """Write one answer. A payload longer than the slot is cut.
+
+        Words and checksum go out in one copy, which a reader may see half done: it checks the checksum.
+        """
+        answer_no = (self.words[_ANSWER_NO] + 1) & _U64_MAX
         if payload:
+            payload = payload[: layout.SLOT_PAYLOAD_BYTES]
             self._payload[: len(payload)] = payload
-        for number, value in enumerate(values, first):
-            words[number] = value
-        packed = b"".join(value.to_bytes(8, "little") for value in values)
-        words[SLOT_WORKER_WORDS["crc"]] = zlib.crc32(payload, zlib.crc32(packed))
+        packed = _ANSWER.pack(answer_no, request_no, outcome, value1, value2, len(payload))
+        self._answer[:] = _CRC.pack(zlib.crc32(payload, zlib.crc32(packed))) + packed
 
     def read_answer(self) -> tuple[int, int, int, int, bytes] | None:
         """(answered_no, outcome, value1, value2, payload), or None while it is not whole."""
-        first = SLOT_WORKER_WORDS["answer_no"]
-        values = self.words[first : first + 6].tolist()
-        if values[5] > layout.SLOT_PAYLOAD_BYTES:
+        whole = bytes(self._answer)
+        (crc,) = _CRC.unpack_from(whole)
+        _, answered_no, outcome, value1, value2, payload_bytes = _ANSWER.unpack_from(whole, _CRC.size)
+        if payload_bytes > layout.SLOT_PAYLOAD_BYTES:
             return None
-        payload = bytes(self._payload[: values[5]])
-        packed = b"".join(value.to_bytes(8, "little") for value in values)
-        if zlib.crc32(payload, zlib.crc32(packed)) != self.words[SLOT_WORKER_WORDS["crc"]]:
+        payload = bytes(self._payload[:payload_bytes])
+        if zlib.crc32(payload, zlib.crc32(whole[_CRC.size :])) != crc:
             return None
-        return values[1], values[2], values[3], values[4], payload
+        return answered_no, outcome, value1, value2, payload
 
 
 # --- creating and attaching -------------------------------------------------------------------------
