@@ -33,6 +33,7 @@ from pgraft.shm.segment import WORKER_BELL, Segment, SegmentError, attach
 from pgraft.shm.words import now_ns
 from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
 
+GC_OBJECTS = 20_000
 EXIT_AGAIN = 1
 EXIT_OPERATOR = 3
 INBOUND_READ_BYTES = 2 * 1024 * 1024
@@ -246,6 +247,8 @@ def _serve(config: NodeConfig, segment: Segment) -> None:
         node = build_node(config, identity, store, worker.source, segment)
     gc.collect()
     gc.freeze()
+    # Nearly nothing here makes cycles; looking for them every few hundred objects would cost each commit.
+    gc.set_threshold(GC_OBJECTS)
     try:
         worker.run(node)
     except _FAILURES as error:

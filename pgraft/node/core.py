@@ -171,8 +171,10 @@ class Core:
             self._persist(ready, effects.flush)
         if snapshot is not None:
             effects.on_snapshot(snapshot)
-        for message in after:
-            effects.send(message)
+        if after:
+            for message in after:
+                effects.send(message)
+            effects.flush()
         if ready.committed_entries:
             effects.on_committed(ready.committed_entries)
         for read in ready.read_states:

@@ -20,16 +20,19 @@ class Lease:
         self.term = 0
         self._answers: dict[int, tuple[int, int]] = {}
         self._ended = True
+        self.changed = True
 
     def begin(self, term: int) -> None:
         """This node became leader at `term`: nobody has answered yet."""
         self.term = term
         self._answers = {}
         self._ended = False
+        self.changed = True
 
     def end(self) -> None:
         """No lease any more in this term: leadership is gone, or is being handed over."""
         self._ended = True
+        self.changed = True
 
     @property
     def ended(self) -> bool:
@@ -41,9 +44,11 @@ class Lease:
         known = self._answers.get(voter)
         if known is None or round_ns > known[0]:
             self._answers[voter] = (round_ns, promise_ns)
+            self.changed = True
 
     def end_ns(self, halves: Iterable[frozenset[int]]) -> int:
         """When the lease ends, 0 when there is none. `halves` are the voters, two sets while joint."""
+        self.changed = False
         if self._ended:
             return 0
         starts = [self._quorum_start(half) for half in halves if half]

@@ -46,6 +46,7 @@ FAREWELL_ELECTION_TIMEOUTS = 3
 """For how long a removed node still hears that it was removed."""
 
 _FROM_LEADER = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageType.MsgSnap))
+_VOTES = frozenset((MessageType.MsgVote, MessageType.MsgPreVote))
 _BARRED = frozenset((RefusalCode.MEMBER_ID_CHANGED, RefusalCode.DUPLICATE))
 
 
@@ -88,6 +89,7 @@ class Node:
         self._snapshots: dict[int, int] = {}
         self._shown: tuple[object, ...] = ()
         self._shown_ns = 0
+        self._lease_basis: tuple[object, ...] = ()
         self._show_ns = config.heartbeat_interval_ms * 1_000_000 // 2
         self._compacted_check = self.raft.raft_log.applied
         self._start_membership(core.membership_log.current)
@@ -251,7 +253,10 @@ class Node:
         if envelope.removed_index and not self._outlived(envelope.removed_index):
             self._on_removed(f"node {sender} says so: the change at index {envelope.removed_index}")
         if self.removed:
-            if envelope.removed_index or not any(m.type in _FROM_LEADER for m in envelope.messages):
+            if envelope.removed_index:
+                return
+            if not any(m.type in _FROM_LEADER for m in envelope.messages):
+                self._vote_though_removed(sender, envelope.messages)
                 return
             self._on_added_again()
         for message in envelope.messages:
@@ -266,6 +271,14 @@ class Node:
             self.board.hear_table(envelope.table, sender, self._now)
         for call in envelope.calls:
             self.desk.call(sender, call)
+
+    def _vote_though_removed(self, sender: int, messages: list[Message]) -> None:
+        """Who asks may have forgotten the commit of the removal, and then needs this vote to go on."""
+        for message in messages:
+            if message.type in _VOTES:
+                # The core would stay true to the leader that removed this node; promises are kept in Quiet.
+                self.core.raw.forget_leader()
+                self._step(sender, message)
 
     def _outlived(self, index: int) -> bool:
         """Whether this node has applied the change at `index` and is a member: it was added again."""
@@ -354,8 +367,8 @@ class Node:
     def flush(self) -> None:
         """Publish the lease, then let the envelopes go."""
         now = clock()
-        leads = self.raft.state == StateType.StateLeader and not self.lease.ended
-        if leads:
+        asks = self._asks_for_lease()
+        if asks:
             self.lease.answer(self.node_id, now, self._timeout_ns)
         self._publish_lease()
         if self.roster.tell_identity() and self.outbox.publish():
@@ -363,7 +376,7 @@ class Node:
         if not self.outbox.is_due():
             return
         own = self._own_status()
-        if self.outbox.flush(own, self._table(own, now), round_ns=now if leads else 0):
+        if self.outbox.flush(own, self._table(own, now), round_ns=now if asks else 0):
             self.outbox.ring()
         for node_id in self.outbox.take_lost():
             self.core.raw.report_unreachable(node_id)
@@ -371,8 +384,25 @@ class Node:
     def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
         return lambda: self.board.table(own, now)
 
+    def _asks_for_lease(self) -> bool:
+        """Whether this flush asks for a round of the lease: with heartbeats, and while there is no lease.
+
+        Every append could ask, too, but heartbeats renew it long before it ends.
+        """
+        if self.raft.state != StateType.StateLeader or self.lease.ended:
+            return False
+        return self.outbox.beats or self._lease_ref.load() == 0 or self._is_alone()
+
+    def _is_alone(self) -> bool:
+        state = self.core.membership_log.current.conf_state
+        return len(state.voters) == 1 and not state.voters_outgoing
+
     def _publish_lease(self) -> None:
         raft = self.raft
+        basis = (raft.state, raft.term, self._led_term, id(self.core.membership_log.current), self.removed)
+        if not self.lease.changed and basis == self._lease_basis:
+            return
+        self._lease_basis = basis
         end = 0
         # Only after its first own commit does a leader know the commit index (section 8 of the paper).
         if raft.state == StateType.StateLeader and self._led_term == raft.term and not self.removed:
@@ -439,6 +469,9 @@ class Node:
                 self.outbox.tell_removed(change.node_id, entry.index)
             else:
                 self.roster.taken_back(change.node_id)
+        # On disk before anyone hears of it: who was removed may be gone for good, and a node that forgot
+        # the commit would ask it for its vote.
+        self.core.write_commit()
         text = f"Voters {list(conf_state.voters)}, learners {list(conf_state.learners)}."
         log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
         self.roster.publish(states.current)

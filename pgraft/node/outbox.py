@@ -17,6 +17,7 @@ from pgraft.transport.records import RecordKind, prefix
 
 COMMIT_LAG_MS = 5
 _APP = MessageType.MsgApp
+_HEARTBEAT = MessageType.MsgHeartbeat
 _ROUND_TYPES = (MessageType.MsgApp, MessageType.MsgHeartbeat)
 _MESSAGE_BYTES = 64
 """A guess at what a message takes beside its entries' data, high enough to bound a frame."""
@@ -54,6 +55,7 @@ class Outbox:
         self.ring = bell.ring
         self._peers: dict[int, Peer] = {}
         self._held_since_ns = 0
+        self.beats = False
         self._lost: list[int] = []
         self.dropped = 0
 
@@ -72,8 +74,14 @@ class Outbox:
                 self._held_since_ns = self._held_since_ns or now_ns
                 return
             peer.held = None
+            self._held_since_ns = self._held_since_ns and self._oldest_held_ns()
+        elif message.type == _HEARTBEAT:
+            self.beats = True
         peer.bytes += _size_of(message)
         peer.messages.append(message)
+
+    def _oldest_held_ns(self) -> int:
+        return self._held_since_ns if any(peer.held is not None for peer in self._peers.values()) else 0
 
     def call(self, node_id: int, call: Call) -> None:
         """Send a command on to the leader."""
@@ -140,6 +148,7 @@ class Outbox:
         for node_id, peer in self._peers.items():
             if peer.has_something():
                 self._send(node_id, peer, status, table, round_ns)
+        self.beats = False
         return self.publish()
 
     def is_due(self) -> bool:

@@ -313,7 +313,7 @@ def test_a_vote_is_on_disk_before_it_is_sent(tmp_path: Path, monkeypatch: pytest
     watch_sync(core, effects, monkeypatch)
     core.raw.step(Message(type=MessageType.MsgVote, to=1, from_=2, term=2, index=9, log_term=1))
     core.turn(effects)
-    assert effects.calls == ["flush", "synced", "MsgVoteResp"]
+    assert effects.calls == ["flush", "synced", "MsgVoteResp", "flush"]
     assert core.store.hard_state == HardState(2, 2, 1)
 
 
@@ -327,7 +327,7 @@ def test_entries_are_on_disk_before_they_are_acknowledged(
         Message(type=MessageType.MsgApp, to=1, from_=2, term=2, index=1, log_term=1, entries=entries)
     )
     core.turn(effects)
-    assert effects.calls == ["flush", "synced", "MsgAppResp"]
+    assert effects.calls == ["flush", "synced", "MsgAppResp", "flush"]
 
 
 def test_a_leaders_appends_leave_before_its_own_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
