@@ -314,3 +314,46 @@ def test_nothing_acknowledged_is_lost_through_faults(sim: Sim, seed: int) -> Non
     refused = {t.data for t in replicated if t.outcome in (Outcome.ERROR_STATE, Outcome.ERROR_ARGUMENT)}
     assert not refused & set(texts), f"seed {seed}: refused, yet there: {refused & set(texts)}"
     assert all(ticket.final for ticket in replicated if ticket.node.node is not None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_members_come_and_go_through_faults(sim: Sim, seed: int) -> None:
+    """Five nodes, of which some are members: added, removed, killed and cut by a seed."""
+    sim.random.seed(1000 + seed)
+    sim.form(3)
+    for node_id in (4, 5):
+        sim.join(node_id)
+    nodes = list(sim.nodes.values())
+    watch_leases(sim)
+    sent = 0
+    for step in range(20):
+        if step % 3 == 2:
+            chaos_step(sim, nodes, quiet=step % 2 == 0)
+        for node in [one for one in sim.leaders() if one.node is not None and not one.frozen]:
+            other = sim.random.randrange(1, 6)
+            if sim.random.random() < 0.6:
+                node.command(
+                    CommandKind.ADD_NODE, b"127.0.0.1", arg1=other, arg2=7000 + other, timeout_ms=2000
+                )
+            else:
+                node.command(CommandKind.REMOVE_NODE, arg1=other, timeout_ms=2000)
+            for _ in range(3):
+                node.replicate(b"%d" % sent, timeout_ms=2000)
+                sent += 1
+        sim.run(sim.random.randrange(100, 2000))
+    chaos_step(sim, nodes, quiet=True)
+    leader = sim.wait_leader(10 * ELECTION_MS)
+    sim.wait(leader.replicate(b"end"))
+    sim.run(5 * ELECTION_MS)
+    current = leader.live.core.membership_log.current
+    texts = leader.texts
+    for node in nodes:
+        own = node.live.core.membership_log.current
+        if current.get(node.id) is not None:
+            assert node.texts == texts, f"seed {seed}, node {node.id}"
+            assert own == current, f"seed {seed}, node {node.id}"
+        else:
+            assert node.texts == texts[: len(node.texts)], f"seed {seed}, node {node.id}"
+    assert len(set(texts)) == len(texts), f"seed {seed}: something was applied twice"
+    acknowledged = {t.data for t in sim.tickets if t.data.isdigit() and t.outcome == Outcome.OK}
+    assert acknowledged <= set(texts), f"seed {seed}: lost {acknowledged - set(texts)}"

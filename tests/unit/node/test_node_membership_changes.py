@@ -329,3 +329,35 @@ def test_a_follower_far_behind_gets_the_snapshot_and_every_kept_entry(sim: Sim) 
     sim.nodes[4].restart()
     sim.run(2 * ELECTION_MS)
     assert voters(sim.nodes[4]) == (1, 2, 3, 4)
+
+
+def down_to_one(sim: Sim) -> tuple[SimNode, SimNode]:
+    """A cluster of two whose leader has just removed the other: (leader, removed)."""
+    sim.form(2)
+    leader = sim.wait_leader()
+    (gone,) = sim.followers(leader)
+    ticket = remove(leader, gone.id)
+    sim.run(1000, lambda: ticket.final is not None)
+    assert ticket.outcome == Outcome.OK
+    return leader, gone
+
+
+def test_a_leader_that_is_killed_right_after_a_removal_can_do_without_who_is_gone(sim: Sim) -> None:
+    leader, gone = down_to_one(sim)
+    gone.kill()
+    leader.restart()
+    assert sim.run(5 * ELECTION_MS, lambda: leader.lease_valid)
+    assert voters(leader) == (leader.id,)
+
+
+def test_a_removed_node_still_votes_for_one_that_has_forgotten_the_removal(sim: Sim) -> None:
+    sim.form(2)
+    leader = sim.wait_leader()
+    (gone,) = sim.followers(leader)
+    sim.run(50)
+    # What a leader says that is killed before its commit index is on disk.
+    gone.live._on_removed("as the leader said")
+    assert gone.live.removed
+    leader.restart()
+    assert sim.run(6 * ELECTION_MS, lambda: leader.lease_valid)
+    assert not gone.live.removed

@@ -106,3 +106,12 @@ def test_an_orderly_end_hands_over_and_leaves_zero(cluster: ProcessCluster) -> N
     cluster.wait_leader(cluster.others(leader), ELECTION_MS / 1000)
     for node in cluster.nodes:
         assert node.stop() == [0, 0]
+
+
+def test_a_single_nodes_lease_ends_with_its_worker(tmp_path: Path) -> None:
+    with process_cluster(tmp_path, 1, election_timeout_ms=ELECTION_MS, heartbeat_interval_ms=50) as cluster:
+        (node,) = cluster.nodes
+        cluster.wait_leader()
+        replicate(node, b"one")
+        assert node.stop() == [0, 0]
+        assert node.segment.worker["lease_end_ns"] == 0
