@@ -72,8 +72,7 @@ check: $(STAMP) ## format, lint, types, import layers, generated files
 	@echo "== ruff format"; $(BIN)/ruff format --check --quiet .
 	@echo "== ruff check"; $(BIN)/ruff check --quiet .
 	@echo "== mypy --strict"; $(BIN)/mypy --no-error-summary
-	@echo "== import layers"; PYTHONPATH=.:launcher $(BIN)/lint-imports --no-timing --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
-	@rm -f .lint-imports.log
+	@echo "== import layers"; PYTHONPATH=.:launcher $(BIN)/lint-imports --no-logo --no-cache >$(VENV)/.layers.log || { cat $(VENV)/.layers.log; exit 1; }
 	@echo "== generated headers"; $(BIN)/python -m pgraft.shm.header --check; $(BIN)/python -m pgraft.postgres.settings_header --check
 	@echo "check: all good"
 
