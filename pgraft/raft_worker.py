@@ -28,7 +28,7 @@ from pgraft.node.node import Node
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import InvariantViolation
 from pgraft.shm.doorbell import BellListener, ring_fd
-from pgraft.shm.layout import CommandKind, WorkerState
+from pgraft.shm.layout import CommandKind, Sleep, WorkerState
 from pgraft.shm.segment import WORKER_BELL, Segment, SegmentError, attach
 from pgraft.shm.words import now_ns
 from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
@@ -135,7 +135,7 @@ class RaftWorker:
             if self._is_over():
                 self._hand_over_and_stop(node)
             if not more:
-                self._sleep(node.deadline_ns())
+                self._sleep(node.deadline_ns(), node.desk.gathers_until())
 
     def _show(self, node: Node, taken: int) -> None:
         if taken:
@@ -159,11 +159,16 @@ class RaftWorker:
         else:
             self._set_state(WorkerState.INITIALIZING)
 
-    def _sleep(self, until_ns: int) -> None:
-        self._bell.about_to_sleep()
+    def _sleep(self, until_ns: int, gathers_until_ns: int = 0) -> None:
+        """Wait for the bell, at most until `until_ns`; until `gathers_until_ns` for peers' only."""
+        now = now_ns()
+        gathers = gathers_until_ns > now
+        if gathers:
+            until_ns = min(until_ns, gathers_until_ns)
+        self._bell.about_to_sleep(Sleep.FOR_PEERS if gathers else Sleep.FOR_ANYONE)
         rung = False
-        if not self._inbound.pending() and not self.source.pending():
-            wait_ms = (until_ns - now_ns() + _MS - 1) // _MS
+        if not self._inbound.pending() and (gathers or not self.source.pending()):
+            wait_ms = (until_ns - now + _MS - 1) // _MS
             if wait_ms > 0:
                 rung = bool(self._poll.poll(wait_ms))
         self._bell.awake(rung=rung)

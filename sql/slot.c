@@ -345,7 +345,7 @@ pgraft_ring_worker(void)
 	ssize_t		written;
 
 	pg_memory_barrier();
-	if (pgraft_worker_word(PGRAFT_WORKER_W_SLEEPING) == 0)
+	if (pgraft_worker_word(PGRAFT_WORKER_W_SLEEPING) != PGRAFT_SLEEPS_FOR_ANYONE)
 		return;
 	/* A full FIFO is as good as a rung bell. */
 	written = write(worker_bell, "", 1);

@@ -28,6 +28,9 @@ from pgraft.shm.layout import SLOT_PAYLOAD_BYTES, CommandKind, Outcome
 
 SWEEP_INTERVAL_NS = 20_000_000
 """How exactly the times of waiting commands are kept."""
+GATHER_NS = 10_000_000
+"""For how long after an append the next commands wait for its commit at most: a round on a local network is
+shorter, also on a busy machine, and on a wide one it adds little."""
 _READ_ONE = 2**62
 
 
@@ -76,6 +79,7 @@ class Desk:
         self._barrier_no = 0
         self._answers: list[tuple[Command, Answer]] = []
         self._next_sweep_ns = 0
+        self._appended_ns = 0
         self._entry_read: tuple[int, bytes | None] = (0, None)
 
     # --- what membership changes ask (changes.Host) ---------------------------------------------------
@@ -231,6 +235,7 @@ class Desk:
                 self._waiting.add(command, self.now)
             return
         self._proposals.add(self._raft.term, first, commands)
+        self._appended_ns = self.now
 
     def _route(self, command: Command) -> None:
         leader = self.leader_id
@@ -356,6 +361,13 @@ class Desk:
             self._changes = [change for change in self._changes if change not in late]
             for command in late:
                 self.answer(command, answers.change_running())
+
+    def gathers_until(self) -> int:
+        """Until when further commands had better wait for the batch that is on its way; 0: they need not.
+
+        They then make one batch of their own, which costs a round of messages and a sync less each.
+        """
+        return self._appended_ns + GATHER_NS if self._proposals else 0
 
     def next_ns(self) -> int:
         """When something here is due, 0 for never."""

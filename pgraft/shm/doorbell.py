@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pgraft.shm.layout import Sleep
 from pgraft.shm.rings import WordRef
 from pgraft.shm.words import fence
 
@@ -56,9 +57,9 @@ class BellListener:
         self._sleeping = sleeping
         sleeping.store(0)
 
-    def about_to_sleep(self) -> None:
+    def about_to_sleep(self, sleep: Sleep = Sleep.FOR_ANYONE) -> None:
         """Announce the sleep; look at the rings once more after this, before waiting."""
-        self._sleeping.store(1)
+        self._sleeping.store(sleep.value)
         fence()
 
     def awake(self, *, rung: bool) -> None:

@@ -42,6 +42,7 @@ _WORDS = (
 _TEXTS = (("HEADER", layout.HEADER_TEXTS), ("WORKER", layout.WORKER_TEXTS))
 _ENUMS: tuple[tuple[str, type[enum.IntEnum] | type[enum.IntFlag]], ...] = (
     ("WORKER_IS", layout.WorkerState),
+    ("SLEEPS", layout.Sleep),
     ("ROLE", layout.Role),
     ("COMMAND_KIND", layout.CommandKind),
     ("COMMAND_FLAG", layout.CommandFlag),

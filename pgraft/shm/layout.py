@@ -149,6 +149,18 @@ class Role(enum.IntEnum):
     LEARNER = 5
 
 
+class Sleep(enum.IntEnum):
+    """WORKER.sleeping: whether the worker must be woken, and by whom.
+
+    FOR_PEERS is the short time after an append in which the answers of peers are due: what sessions
+    send meanwhile makes one batch with what follows, so they need not ring.
+    """
+
+    AWAKE = 0
+    FOR_ANYONE = 1
+    FOR_PEERS = 2
+
+
 class CommandKind(enum.IntEnum):
     """What a backend asks of the worker."""
 
