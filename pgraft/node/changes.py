@@ -115,9 +115,18 @@ class AddNode:
                 ConfChangeType.ConfChangeRemoveNode, self._id, encode_context(ChangeContext(forget=True))
             ),
         )
+        self._is_given_up = False
         self._round_target = 0
         self._round_start_ns = 0
         self._next_notice_ns = 0
+
+    def give_up(self, node_id: int) -> None:
+        """Somebody wants the newcomer removed: it is, unless it is being promoted already."""
+        if node_id != self._id or self._step not in (_AddStep.LEARNER, _AddStep.CATCH_UP):
+            return
+        self._is_given_up = True
+        context = encode_context(ChangeContext())
+        self._undo = _Proposed(self._host, ConfChange(ConfChangeType.ConfChangeRemoveNode, self._id, context))
 
     def poll(self, now_ns: int) -> Answer | None:
         """One step."""
@@ -184,12 +193,16 @@ class AddNode:
         # Rounds as in the dissertation, 4.2.1: caught up when a round took less than an election
         # timeout, so that as a voter it does not hold commits up for longer than an election would.
         match_index = self._host.match_of(self._id)
-        if match_index >= self._round_target > 0 and self._host.is_reachable(self._id):
+        if (
+            not self._is_given_up
+            and match_index >= self._round_target > 0
+            and self._host.is_reachable(self._id)
+        ):
             if now_ns - self._round_start_ns < self._host.election_timeout_ns:
                 self._step = _AddStep.PROMOTE
                 return self._poll_promote(now_ns)
             self._start_round(now_ns)
-        if now_ns >= self.command.deadline_ns:
+        if self._is_given_up or now_ns >= self.command.deadline_ns:
             self._step = _AddStep.UNDO
             return self._poll_undo(now_ns)
         if now_ns >= self._next_notice_ns:
@@ -212,8 +225,11 @@ class AddNode:
 
     def _poll_undo(self, now_ns: int) -> Answer | None:
         gone = self._host.membership.get(self._id) is None
-        if not self._was_learner and not self._undo.is_applied(gone, now_ns):
+        must_go = self._is_given_up or not self._was_learner
+        if must_go and not self._undo.is_applied(gone, now_ns):
             return None
+        if self._is_given_up:
+            return answers.state(f"node {self._id} was removed before it had caught up")
         reason = self._host.refusal_of(self._id)
         left = "It stays a learner, as it was." if self._was_learner else "The cluster is as it was."
         return answers.state(

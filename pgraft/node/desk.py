@@ -13,7 +13,7 @@ import msgspec
 from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.board import Board
-from pgraft.node.changes import Change, RemoveSelf, TransferLeadership, start_change
+from pgraft.node.changes import AddNode, Change, RemoveSelf, TransferLeadership, start_change
 from pgraft.node.commands import Answer, Command, CommandSource
 from pgraft.node.core import Core
 from pgraft.node.envelope import Call, Reply
@@ -170,7 +170,8 @@ class Desk:
             case CommandKind.GET_ENTRY:
                 self._get_entry(command)
             case CommandKind.INIT:
-                self.answer(command, answers.OK)
+                out = self.out_reason
+                self.answer(command, answers.not_running(out) if out else answers.OK)
             case CommandKind.READ_BARRIER | CommandKind.ADD_NODE:
                 self._waiting.add(command, self.now)
             case CommandKind.REMOVE_NODE | CommandKind.TRANSFER_LEADER:
@@ -246,11 +247,18 @@ class Desk:
         elif command.kind == CommandKind.READ_BARRIER:
             self._start_barrier(command)
         elif leader == self.node_id:
-            self._changes.append(command)
+            self._queue_change(command)
         elif command.forward and not command.peer:
             self.forward_to_leader(command)
         else:
             self.answer(command, answers.not_leader(self.membership.get(leader), leader))
+
+    def _queue_change(self, command: Command) -> None:
+        """Behind those that wait. But who wants a newcomer removed does not wait for its catching up."""
+        running = self._changes[0] if self._changes else None
+        if command.kind == CommandKind.REMOVE_NODE and isinstance(running, AddNode):
+            running.give_up(command.arg1)
+        self._changes.append(command)
 
     def forward_to_leader(self, command: Command) -> None:
         """Let the leader carry the command out; its answer comes back to the session here."""
