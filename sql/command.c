@@ -41,8 +41,8 @@ interrupt_context(void *arg)
 	WaitState  *state = (WaitState *) arg;
 
 	if (state->in_interrupts && state->submitted && state->command->changes_state)
-		errcontext("waiting for a %s that was handed to the raft worker: "
-				   "it may or may not have been committed. %s",
+		errcontext("waiting for the outcome: the %s was handed to the raft worker, and "
+				   "may or may not have been committed. %s",
 				   state->command->subject, how_to_find_out(state->command));
 }
 

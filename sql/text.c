@@ -99,7 +99,7 @@ pgraft_error_gone(void)
 			 errmsg("pgraft is not running on this node"),
 			 errdetail("%s", pgraft_segment.base != NULL ?
 					   "The raft worker is not there, or has been silent for too long." :
-					   pgraft_attach_problem()),
+					   psprintf("Its state cannot be read: %s", pgraft_attach_problem())),
 			 errhint("Start it with: pgraft-launch start -D %s", DataDir)));
 	pg_unreachable();
 }
