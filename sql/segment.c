@@ -151,6 +151,29 @@ read_header(const uint64 *words, uint64 file_bytes, PgraftSegment *into)
 }
 
 /*
+ * Whether the segment was made for the directory that named it. A copy of another node's directory
+ * names the segment of that node, and what stands there is not for us. Directories are compared, not
+ * their names: links lead to the same one.
+ */
+static bool
+is_of_run_dir(const uint64 *header, const char *run_dir)
+{
+	uint64		length = header[PGRAFT_HEADER_TEXT_DATA_DIR / PGRAFT_WORD_BYTES];
+	const char *text = (const char *) header + PGRAFT_HEADER_TEXT_DATA_DIR + PGRAFT_WORD_BYTES;
+	char		path[MAXPGPATH];
+	struct stat theirs;
+	struct stat ours;
+
+	if (length == 0)
+		return true;			/* made without one: nothing to compare */
+	if (length > PGRAFT_HEADER_TEXT_DATA_DIR_BYTES ||
+		snprintf(path, sizeof(path), "%.*s/run", (int) length, text) >= (int) sizeof(path))
+		return false;
+	return stat(path, &theirs) == 0 && stat(run_dir, &ours) == 0 &&
+		theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino;
+}
+
+/*
  * Check the file behind an open segment, and read its header through the descriptor.
  */
 static bool
@@ -173,7 +196,10 @@ check_file(int fd, PgraftSegment *into)
 		return false;
 	into->device = about.st_dev;
 	into->inode = about.st_ino;
-	return read_header(header, (uint64) about.st_size, into);
+	if (!read_header(header, (uint64) about.st_size, into))
+		return false;
+	problem = "its segment is that of another node, whose pgraft.data_dir was copied.";
+	return is_of_run_dir(header, into->run_dir);
 }
 
 /*

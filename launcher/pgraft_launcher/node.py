@@ -16,6 +16,7 @@ from pgraft.postgres.parse import parse_setting
 from pgraft.postgres.process import ProcessRef
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import BY_NAME, NodeConfig
+from pgraft.shm import segment as segments
 from pgraft_launcher import rundir
 from pgraft_launcher.errors import EXIT_NO_DATA_DIR, LaunchError
 from pgraft_launcher.pages import Pages
@@ -42,6 +43,13 @@ class Node:
         """The postmaster, if it lives."""
         return postmaster.find_postmaster(self.pgdata)
 
+    def segment_name(self) -> str:
+        """The segment that is this node's, if there is one.
+
+        Not what run/segment says: that file may be lost, or have come with a copy of another node.
+        """
+        return segments.segment_name(Path(self.data_dir))
+
     def living(self) -> dict[Part, ProcessRef]:
         """The processes of this node that live, whoever started them.
 
@@ -49,10 +57,8 @@ class Node:
         """
         record = self.record()
         found = record.living() if record else {}
-        name = rundir.read_segment_name(self.data_dir)
-        if name:
-            with contextlib.suppress(OSError, ValueError):
-                found |= Pages(name).living()
+        with contextlib.suppress(OSError, ValueError):
+            found |= Pages(self.segment_name()).living()
         running = self.postmaster()
         if running is not None:
             found[Part.POSTMASTER] = running
@@ -77,7 +83,7 @@ def data_argument(given: str | None) -> Path:
     """-D, or PGDATA; it must be there."""
     text = given or os.environ.get("PGDATA")
     if not text:
-        raise LaunchError("no data directory given", hint="use -D DIR or set PGDATA", code=EXIT_NO_DATA_DIR)
+        raise LaunchError("no data directory given", hint="use -D DIR or set PGDATA")
     path = Path(os.path.abspath(text))
     try:
         names = os.listdir(path)

@@ -137,11 +137,16 @@ def save(record: Record) -> None:
 
 
 def load(data_dir: str) -> Record | None:
-    """Read supervisor.json; None when there is none, or one that says nothing to us."""
+    """Read supervisor.json; None when there is none, or one that says nothing to us.
+
+    One that came with a copy of another node's directory speaks of that node's processes: not ours.
+    """
     try:
         with open(path(data_dir, "supervisor.json"), encoding="utf-8", errors="surrogateescape") as file:
             content = json.loads(file.read(RECORD_BYTES_MAX))
         plan = Plan(**content["plan"])
+        if os.path.realpath(plan.data_dir) != os.path.realpath(data_dir):
+            return None
         given_up = {Part(name): str(why) for name, why in content["given_up"].items()}
         if content["boot"] != boot_id():
             # A pid and a start time mean one process between two boots only.

@@ -48,13 +48,11 @@ class NodeStatus:
         return Part.POSTMASTER in self.processes
 
     def _read_segment(self) -> None:
-        name = rundir.read_segment_name(self.node.data_dir)
-        if not name:
-            return
         try:
-            segment = segments.attach(name, readonly=True)
+            segment = segments.attach(self.node.segment_name(), readonly=True)
         except SegmentError as error:
-            self.error = str(error)
+            if rundir.read_segment_name(self.node.data_dir) or Part.WORKER in self.processes:
+                self.error = str(error)  # after an orderly stop it is not missed
             return
         try:
             self._read_worker(segment)

@@ -6,11 +6,9 @@ import os
 import select
 import signal
 import time
-from pathlib import Path
 
 from pgraft.postgres import binaries, process
 from pgraft.postgres.process import ProcessRef
-from pgraft.shm.segment import segment_name
 from pgraft_launcher import daemon, rundir
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
@@ -94,7 +92,7 @@ def _plan_without_record(node: Node) -> Plan:
         pgdata=node.pgdata,
         data_dir=node.data_dir,
         bindir=str(node.installation.bindir),
-        segment=rundir.read_segment_name(node.data_dir) or segment_name(Path(node.data_dir)),
+        segment=node.segment_name(),
         options=[],
         socket_dirs=[],
         log="",

@@ -97,8 +97,9 @@ def test_the_leader_can_be_removed(single: Cluster) -> None:
         lambda: leader.value("SELECT pgraft_get_worker_state()") == "stopped", "node 1 to stop its part"
     )
     assert leader.value("SELECT pgraft_is_leader()") is False
-    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="removed"):
-        leader.value("SELECT pgraft_replicate_entry('x')")
+    for command in ("pgraft_replicate_entry('x')", "pgraft_init()"):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="removed"):
+            leader.value(f"SELECT {command}")
 
 
 def test_a_newcomer_that_never_comes_leaves_the_cluster_as_it_was(single: Cluster) -> None:
@@ -115,6 +116,21 @@ def test_a_newcomer_that_never_comes_leaves_the_cluster_as_it_was(single: Cluste
     # The id is free: a real newcomer may have it.
     newcomer = _newcomer(single)
     assert _add(leader, newcomer)
+
+
+def test_a_newcomer_can_be_removed_while_it_is_waited_for(single: Cluster) -> None:
+    leader = single.wait_agreed()
+    port = pgcluster.free_port()
+    with leader.connect() as session:
+        # The call is gone, the operation goes on: nobody has to wait until pgraft.add_node_timeout.
+        session.execute("SET statement_timeout = '300ms'")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            session.execute("SELECT pgraft_add_node(77, '127.0.0.1', %s)", (port,))
+    assert 77 in _members(leader)
+    assert leader.value("SELECT pgraft_remove_node(77)") is True
+    assert 77 not in _members(leader)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="did not catch up"):
+        leader.sql("SELECT set_config('pgraft.add_node_timeout', '1s', false), pgraft_add_node(77, 'x', 1)")
 
 
 def test_the_only_node_cannot_be_removed(single: Cluster) -> None:
@@ -165,6 +181,32 @@ def test_a_copy_of_a_raft_directory_is_refused(template: Path) -> None:
         assert copy.value("SELECT pgraft_get_leader()") == 0
         assert original.value("SELECT pgraft_get_leader()") == leader.node_id
         cluster.wait_agreed(cluster.nodes[:3])
+
+
+def test_a_copy_made_of_a_living_node_leaves_that_one_alone(template: Path) -> None:
+    with pgcluster.cluster(template, 1, election_timeout="500", heartbeat_interval="50") as cluster:
+        original = cluster.nodes[0]
+        original.stop()
+        copy = Node(cluster, 1, "copy")
+        cluster.nodes.append(copy)
+        pgcluster.run("cp", "-a", str(original.pgdata), str(copy.pgdata))
+        original.start()
+        cluster.wait_agreed([original])
+        pids = original.status()["pids"]
+        # With what names the living processes and their segment.
+        pgcluster.run("cp", "-a", str(original.raft_dir), str(copy.raft_dir))
+        with (copy.pgdata / "postgresql.conf").open("a") as conf:
+            conf.write(f"port = {copy.pg_port}\n")
+        assert set(copy.status()["pids"].values()) == {None}
+        assert copy.launch("stop", ok=False).returncode == 1
+        pg_ctl = pgcluster.as_server_user(str(pgcluster.bindir(cluster.major) / "pg_ctl"), "-D")
+        pgcluster.run(*pg_ctl, str(copy.pgdata), "start", "-w", "-l", str(copy.log))
+        assert copy.sql("SELECT pgraft_is_leader(), pgraft_get_worker_state()") == [(False, "stopped")]
+        pgcluster.run(*pg_ctl, str(copy.pgdata), "stop", "-m", "immediate")
+        # The other one has the Raft port: it is refused, and not taken over.
+        assert "cannot be bound" in copy.start(ok=False).stderr
+        assert original.status()["pids"] == pids
+        assert original.status()["is_leader"] is True
 
 
 def test_another_clusters_id_is_refused_on_both_sides(template: Path) -> None:

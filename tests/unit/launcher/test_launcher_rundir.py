@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_a_record_comes_back_as_it_was(record: Record) -> None:
     )
     assert back.living_supervisor() == record.supervisor
     assert back.living() == record.processes
+
+
+def test_a_record_that_came_with_a_copy_is_not_ours(record: Record, tmp_path: Path) -> None:
+    rundir.save(record)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run", copy / "run")
+    assert rundir.load(str(copy)) is None
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    assert rundir.load(f"{link}/") is not None
 
 
 def test_processes_of_an_earlier_boot_do_not_live(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
