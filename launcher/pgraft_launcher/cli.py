@@ -17,7 +17,8 @@ from pgraft import __version__
 from pgraft.postgres import reader
 from pgraft.postgres.errors import PostgresError
 from pgraft_launcher import demo, extension, init, node, privileges, start, stop
-from pgraft_launcher.errors import EXIT_FAILED, EXIT_NOT_RUNNING, LaunchError
+from pgraft_launcher.arguments import seconds
+from pgraft_launcher.errors import EXIT_FAILED, EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.policy import StopMode
 from pgraft_launcher.progress import Progress
 from pgraft_launcher.status import NodeStatus
@@ -37,7 +38,7 @@ a node of a real one (the same --initial-cluster on each; then CREATE EXTENSION 
       --initial-cluster node1=10.0.1.11:7001,node2=10.0.1.12:7001,node3=10.0.1.13:7001
   pgraft-launch start -D /srv/pg/node1 -l /srv/pg/node1.log
 
-exit codes: 0 done; 1 failed; 2 wrong usage; status: 3 PostgreSQL is not running, 4 no data directory.
+exit codes: 0 done; 1 failed, or wrong usage; status: 3 PostgreSQL is not running, 4 no data directory.
 'COMMAND --help' tells about a command."""
 
 
@@ -45,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every error of this program."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{_PROGRAM}: error: {message} (try {self.prog} --help)\n")
+        self.exit(EXIT_FAILED, f"{_PROGRAM}: error: {message} (try {self.prog} --help)\n")
 
 
 _PROGRAM = "pgraft-launch"
@@ -72,17 +73,11 @@ def _waiting(parser: argparse.ArgumentParser) -> None:
         "-t",
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
-        default=_seconds(os.environ.get("PGCTLTIMEOUT", TIMEOUT_DEFAULT_S)),
+        type=seconds,
+        # A text: only argparse, at a command that waits, looks at what it is.
+        default=os.environ.get("PGCTLTIMEOUT", str(TIMEOUT_DEFAULT_S)),
         help=f"how long to wait (default: PGCTLTIMEOUT, or {TIMEOUT_DEFAULT_S})",
     )
-
-
-def _seconds(text: str | int) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(f"{text} seconds")
-    return value
 
 
 def _starting(parser: argparse.ArgumentParser) -> None:
@@ -177,9 +172,11 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _settle(args: argparse.Namespace) -> Path:
     """Who we are and which directory it is about: before anything else."""
     given = args.pgdata or os.environ.get("PGDATA")
+    if privileges.is_root():
+        node.data_argument(given)  # before its owner counts: it may be any directory
     if given and os.path.isdir(given):
         privileges.settle(Path(given), args.user)
-    return node.data_argument(args.pgdata)
+    return node.data_argument(given)
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -256,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(args)
     except LaunchError as error:
         _complain(error.message, error.hint)
-        return error.code
+        return EXIT_FAILED if error.code == EXIT_NO_DATA_DIR and not _tells_state(args) else error.code
     except PostgresError as error:
         _complain(error.message, error.hint)
         return EXIT_FAILED
@@ -271,6 +268,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the last resort: a line and a place to look, no traceback
         _complain(f"{type(error).__name__}: {error}", f"a bug in pgraft-launch; details in {_keep_details()}")
         return EXIT_FAILED
+
+
+def _tells_state(args: argparse.Namespace) -> bool:
+    """Whether it is a `status`: as pg_ctl's, only that tells by its code that there is no data directory."""
+    return args.run in (_status, demo.status)
 
 
 def _os_hint(error: OSError) -> str:

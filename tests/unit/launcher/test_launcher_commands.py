@@ -81,12 +81,22 @@ def test_exit_codes_are_those_of_pg_ctl(node: OneNode) -> None:
     assert node.do("status").returncode == 3
     assert launch("status", "-D", str(node.root / "nowhere")).returncode == 4
     assert launch("status", "-D", str(node.root)).returncode == 4
-    assert launch("bogus").returncode == 2
+    for command in ("start", "stop", "restart", "reload"):
+        assert "No such file" in one_line(launch(command, "-D", str(node.root / "nowhere")), 1)
+    assert "invalid choice" in one_line(launch("bogus"), 1)
+    assert "is not smart, fast or immediate" in one_line(launch("stop", "-m", "slow"), 1)
+    assert "'soon' is not a number of seconds" in one_line(launch("stop", "-t", "soon"), 1)
+    assert "'soon' is not a number of seconds" in one_line(launch("stop", PGCTLTIMEOUT="soon"), 1)
+    assert launch("status", "-D", str(node.pgdata), PGCTLTIMEOUT="soon").returncode == 3
+
+
+def test_a_directory_that_is_no_data_directory_is_called_so_to_root_too(node: OneNode) -> None:
+    assert "is not a data directory" in one_line(launch("stop", "-D", "/var"), 1)
 
 
 def test_the_environment_names_the_directory(node: OneNode) -> None:
     assert launch("status", PGDATA=str(node.pgdata)).returncode == 3
-    assert "use -D DIR or set PGDATA" in one_line(launch("status", PGDATA=""), 4)
+    assert "use -D DIR or set PGDATA" in one_line(launch("status", PGDATA=""), 1)
 
 
 def test_status_for_programs(running: OneNode) -> None:
@@ -136,7 +146,7 @@ def test_a_full_dev_shm_is_one_clear_line(node: OneNode) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, 1024 * 1024))
 
     done = subprocess.run(
-        [sys.executable, "-m", "pgraft_launcher", "start", "-D", str(node.pgdata)],
+        [sys.executable, "-P", "-m", "pgraft_launcher", "start", "-D", str(node.pgdata)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -205,7 +215,7 @@ def test_a_postgres_that_pg_ctl_started_gets_its_runtime(node: OneNode) -> None:
 
 
 def test_only_one_of_two_starts_at_once_wins(node: OneNode) -> None:
-    argv = [sys.executable, "-m", "pgraft_launcher", "start", "-D", str(node.pgdata)]
+    argv = [sys.executable, "-P", "-m", "pgraft_launcher", "start", "-D", str(node.pgdata)]
     both = [
         subprocess.Popen(
             argv, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -228,7 +238,7 @@ def test_a_smart_stop_waits_for_sessions_and_a_fast_one_does_not(running: OneNod
 
 
 def test_run_stays_in_the_foreground_until_sigterm(node: OneNode) -> None:
-    argv = [sys.executable, "-m", "pgraft_launcher", "run", "-D", str(node.pgdata)]
+    argv = [sys.executable, "-P", "-m", "pgraft_launcher", "run", "-D", str(node.pgdata)]
     child = subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE, text=True, cwd="/")
     stream = child.stderr
     assert stream is not None
