@@ -6,12 +6,15 @@ import argparse
 import json
 import os
 import pwd
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pgraft.postgres import binaries
 from pgraft_launcher import extension, privileges
+from pgraft_launcher.arguments import seconds
 from pgraft_launcher.cluster import NODES_MAX, Cluster
 from pgraft_launcher.errors import EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.progress import Progress
@@ -78,8 +81,18 @@ def _up(args: argparse.Namespace) -> int:
         )
     cluster.up(progress, args.timeout)
     here = "" if args.dir is None and not args.user else f" --dir {directory}"
-    progress.say(f"\nlook at it: pgraft-launch demo status{here}\nend it:     pgraft-launch demo down{here}")
+    program = _program()
+    progress.say(f"\nlook at it: {program} demo status{here}\nend it:     {program} demo down{here}")
     return 0
+
+
+def _program() -> str:
+    """This program as one can type it: `make demo` has it in a virtual environment that is in no PATH."""
+    name = "pgraft-launch"
+    own, known = Path(sys.executable).with_name(name), shutil.which(name)
+    if not own.exists() or (known and os.path.samefile(known, own)):
+        return name
+    return shlex.quote(str(own))
 
 
 def _existing(args: argparse.Namespace) -> tuple[Cluster, str]:
@@ -92,7 +105,7 @@ def _existing(args: argparse.Namespace) -> tuple[Cluster, str]:
     return cluster, user
 
 
-def _status(args: argparse.Namespace) -> int:
+def status(args: argparse.Namespace) -> int:
     cluster, user = _existing(args)
     if privileges.is_root():
         privileges.become(pwd.getpwnam(user))
@@ -164,9 +177,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="up|status|down", required=True, parser_class=type(parser)
     )
     _add_up(verbs)
-    status = verbs.add_parser("status", help="show every node", description="Show every node of the demo.")
-    status.add_argument("--json", action="store_true", help="print a JSON array, an object for each node")
-    status.set_defaults(run=_status)
+    show = verbs.add_parser("status", help="show every node", description="Show every node of the demo.")
+    show.add_argument("--json", action="store_true", help="print a JSON array, an object for each node")
+    show.set_defaults(run=status)
     down = verbs.add_parser(
         "down", help="stop every node and remove the data", description="Stop every node and remove the data."
     )
@@ -186,7 +199,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             "-t",
             "--timeout",
             metavar="SECONDS",
-            type=int,
+            type=seconds,
             default=TIMEOUT_DEFAULT_S,
             help=f"how long each step may take; default: {TIMEOUT_DEFAULT_S}",
         )

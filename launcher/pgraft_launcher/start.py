@@ -37,7 +37,7 @@ class StartOptions:
 def start(node: Node, settings: Reader, options: StartOptions) -> None:
     """Start the node as a daemon and wait until it serves. LaunchError when it does not."""
     lock = _lock(node)
-    log = _open_log(node, options.log)
+    log = _open_log(node, options.log or _log_to_go_on(node))
     _prepare(node, settings, log.path, options.progress)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     argv = daemon.supervisor_argv(node.data_dir, report_fd=writer, lock_fd=lock)
@@ -70,6 +70,12 @@ def _lock(node: Node) -> int:
             hint="pgraft-launch status shows it, restart starts it anew",
         )
     return lock
+
+
+def _log_to_go_on(node: Node) -> str | None:
+    """Of a node that is taken over, the log that its processes write to."""
+    record = node.record()
+    return record.plan.log or None if record is not None and node.living() else None
 
 
 def _open_log(node: Node, path: str | None) -> ServerLog:
