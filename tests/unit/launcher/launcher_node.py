@@ -27,7 +27,7 @@ COMMAND_TIMEOUT_S = 120
 def launch(*words: str, cwd: str = "/", **env: str) -> subprocess.CompletedProcess[str]:
     """Run pgraft-launch to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "pgraft_launcher", *words],
+        [sys.executable, "-P", "-m", "pgraft_launcher", *words],
         env=environment() | env,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
