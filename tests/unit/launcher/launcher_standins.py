@@ -133,7 +133,7 @@ class Standins:
 
 
 def environment() -> dict[str, str]:
-    """Where children find pgraft: here, or, where the server's user cannot read, as make test installed it."""
+    """Where children find pgraft: here, or, where the server user cannot read, as make test installed it."""
     if os.geteuid() == 0 and not all(
         folder.stat().st_mode & stat.S_IXOTH for folder in (ROOT, *ROOT.parents)
     ):
