@@ -87,8 +87,9 @@ class Node:
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
         self._led_term = 0
         self._snapshots: dict[int, int] = {}
-        self._shown: tuple[object, ...] = ()
-        self._shown_ns = 0
+        self._status = Status()
+        self._rows_basis: tuple[object, ...] = ()
+        self._rows_shown_ns = 0
         self._lease_basis: tuple[object, ...] = ()
         self._show_ns = config.heartbeat_interval_ms * 1_000_000 // 2
         self._compacted_check = self.raft.raft_log.applied
@@ -521,19 +522,32 @@ class Node:
         }
 
     def _publish_status(self) -> None:
-        raft, store, now = self.raft, self.core.store, self._now
-        # What else there is to see (peers' indexes and ages) may be half a heartbeat old.
-        raft_log = raft.raft_log
-        membership = self.core.membership_log.current
-        key = (self._role, raft_log.committed, raft_log.applied, id(membership), self.removed)
-        if key == self._shown and now - self._shown_ns < self._show_ns:
+        """Show what is new: indexes at once, the rows of members at least every half heartbeat."""
+        raft_log, store, now = self.raft.raft_log, self.core.store, self._now
+        basis = (self._role, id(self.core.membership_log.current), self.removed)
+        if basis != self._rows_basis or now - self._rows_shown_ns >= self._show_ns:
+            self._rows_basis, self._rows_shown_ns = basis, now
+            self._status = self._whole_status()
+            self._status_writer.publish(self._status)
             return
-        self._shown, self._shown_ns = key, now
+        status = self._status
+        indexes = (raft_log.committed, raft_log.applied, store.first_index())
+        if indexes == (status.commit_index, status.applied, status.first_index):
+            return
+        status.commit_index, status.applied, status.first_index = indexes
+        status.last_index = raft_log.last_index()
+        status.log_bytes = store.log_bytes
+        status.published_boot_ns = now
+        self._status_writer.publish_head(status)
+
+    def _whole_status(self) -> Status:
+        raft, store, now = self.raft, self.core.store, self._now
+        membership = self.core.membership_log.current
         own = self._own_status()
         reached, _, needed = self.board.voters(membership, now)
         leader = 0 if self.removed else raft.lead
         node = membership.get(leader) if leader else None
-        status = Status(
+        return Status(
             role=own.role,
             leader_id=leader,
             term=raft.term,
@@ -549,4 +563,3 @@ class Node:
             leader_port=node.port if node is not None else 0,
             rows=self.board.rows(membership, own, self._matches(), now),
         )
-        self._status_writer.publish(status)

@@ -130,17 +130,23 @@ class StatusWriter:
             "status_selector",
             "status_generation",
         )
+        self._rows = b""
 
     def publish(self, status: Status) -> None:
         """Make `status` what every reader sees."""
         rows = status.rows[:MEMBERS_MAX]
-        used = STATUS_ROWS_OFFSET + len(rows) * STATUS_ROW_BYTES
+        packed = [_STATUS_ROW.pack(*msgspec.structs.astuple(row), *_STATUS_ROW_PAD) for row in rows]
+        self._rows = b"".join(packed)
+        self.publish_head(status)
+
+    def publish_head(self, status: Status) -> None:
+        """The same, with the rows as they were published last."""
+        used = STATUS_ROWS_OFFSET + len(self._rows)
+        count = len(self._rows) // STATUS_ROW_BYTES
         status.generation = self._copies.generation + 1
         # The fields stand in the layout's order, which a test checks.
-        head = _STATUS_HEAD.pack(0, used, *msgspec.structs.astuple(status)[:-1], len(rows), *_STATUS_HEAD_PAD)
-        body = [head[8:]]
-        body += [_STATUS_ROW.pack(*msgspec.structs.astuple(row), *_STATUS_ROW_PAD) for row in rows]
-        self._copies.write(b"".join(body))
+        head = _STATUS_HEAD.pack(0, used, *msgspec.structs.astuple(status)[:-1], count, *_STATUS_HEAD_PAD)
+        self._copies.write(head[8:] + self._rows)
 
 
 class MembersWriter:
