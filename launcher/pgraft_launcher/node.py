@@ -65,9 +65,13 @@ class Node:
         return found
 
     def supervisor(self) -> ProcessRef | None:
-        """The supervisor, if it lives."""
+        """The supervisor, if it lives. The segment knows it, too, when the record was lost or damaged."""
         record = self.record()
-        return record.living_supervisor() if record else None
+        found = record.living_supervisor() if record else None
+        if found is None:
+            with contextlib.suppress(OSError, ValueError):
+                found = Pages(self.segment_name()).living_supervisor()
+        return found
 
     def config(self) -> NodeConfig | None:
         """The configuration of the last start."""

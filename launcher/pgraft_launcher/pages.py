@@ -32,14 +32,18 @@ class Pages:
 
     def living(self) -> dict[Part, ProcessRef]:
         """The processes that the header names and that live."""
-        found: dict[Part, ProcessRef] = {}
+        refs = {part: self._living(part.value) for part in Part}
+        return {part: ref for part, ref in refs.items() if ref is not None}
+
+    def living_supervisor(self) -> ProcessRef | None:
+        """The supervisor that the header names, if it lives."""
+        return self._living("supervisor")
+
+    def _living(self, name: str) -> ProcessRef | None:
         if self.header["magic"] != layout.MAGIC or self.header["layout_version"] != layout.LAYOUT_VERSION:
-            return found
-        for part in Part:
-            ref = ProcessRef(self.header[f"{part.value}_pid"], self.header[f"{part.value}_start"])
-            if process.is_alive(ref):
-                found[part] = ref
-        return found
+            return None
+        ref = ProcessRef(self.header[f"{name}_pid"], self.header[f"{name}_start"])
+        return ref if process.is_alive(ref) else None
 
     def worker_error(self) -> str:
         """What the worker says is wrong."""

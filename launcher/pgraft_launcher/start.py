@@ -61,10 +61,9 @@ def run(node: Node, settings: Reader, progress: Progress) -> None:
 def _lock(node: Node) -> int:
     prepare.make_run_dir(node.data_dir)
     lock = rundir.take_lock(node.data_dir)
-    if lock is None:
-        record = node.record()
-        pid = record.supervisor.pid if record and record.supervisor else 0
-        who = f"supervisor PID {pid}" if pid else "another command is starting it"
+    supervisor = node.supervisor()  # counts without its lock, too: the file may have been removed
+    if lock is None or supervisor is not None:
+        who = f"supervisor PID {supervisor.pid}" if supervisor else "another command is starting it"
         raise LaunchError(
             f"the node in {node.config_dir} is already running ({who})",
             hint="pgraft-launch status shows it, restart starts it anew",

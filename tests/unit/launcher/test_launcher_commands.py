@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pgraft.postgres import process
 from tests.unit.launcher.launcher_node import OneNode, launch
 from tests.unit.launcher.launcher_standins import environment
 
@@ -113,6 +115,22 @@ def test_status_for_programs(running: OneNode) -> None:
     down = running.status()
     assert (down["name"], down["state"], down["is_leader"]) == ("only", "stopped", False)
     assert set(down["pids"].values()) == {None}
+
+
+@pytest.mark.parametrize("loss", ["damaged record", "no run directory"])
+def test_a_node_whose_record_is_lost_is_still_known_and_stopped(running: OneNode, loss: str) -> None:
+    pids = running.status()["pids"]
+    run = running.raft_dir / "run"
+    if loss == "damaged record":
+        (run / "supervisor.json").write_text("garbage")
+    else:
+        shutil.rmtree(run)
+    assert running.status()["pids"] == pids
+    assert f"already running (supervisor PID {pids['supervisor']})" in one_line(running.do("start"))
+    assert running.do("stop").returncode == 0
+    assert running.refs() == []
+    assert [process.start_ticks(pid) for pid in pids.values()] == [None] * 4
+    assert running.do("start").returncode == 0
 
 
 def test_a_clean_stop_leaves_no_process_segment_or_fifo(running: OneNode) -> None:
