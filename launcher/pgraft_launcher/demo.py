@@ -77,10 +77,10 @@ def _up(args: argparse.Namespace) -> int:
     if len(cluster.members) != args.nodes and args.nodes_given:
         raise LaunchError(
             f"the demo in {directory} has {len(cluster.members)} nodes",
-            hint=f"pgraft-launch demo down --dir {directory}, or name another with --dir",
+            hint=f"pgraft-launch demo down --dir {shlex.quote(str(directory))}, or name another with --dir",
         )
     cluster.up(progress, args.timeout)
-    here = "" if args.dir is None and not args.user else f" --dir {directory}"
+    here = "" if args.dir is None and not args.user else f" --dir {shlex.quote(str(directory))}"
     program = _program()
     progress.say(f"\nlook at it: {program} demo status{here}\nend it:     {program} demo down{here}")
     return 0
