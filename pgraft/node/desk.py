@@ -436,12 +436,21 @@ class Desk:
         for command in gone:
             self.answer(command, answers.unknown("the leader was lost before it answered"))
         if leader:
-            # A removal may be asked for twice: who is removed already is answered with success.
             for command in self._forwarded.take_where(lambda _, asked: asked != leader):
-                self._ask_again(command)
+                self._go_on_under(leader, command)
         for asked in self._barriers.values():
             self._waiting.add(asked.command, self.now)
         self._barriers = {}
+
+    def _go_on_under(self, leader: int, command: Command) -> None:
+        """The leader that was asked has handed over, as it was asked to."""
+        if command.kind != CommandKind.TRANSFER_LEADER:
+            # A removal may be asked for twice: who is removed already is answered with success.
+            self._ask_again(command)
+        elif command.arg1 in (0, leader):
+            self.answer(command, answers.ok(self.applied))
+        else:
+            self.answer(command, answers.unknown("the leader was lost before it answered"))
 
     def _ask_again(self, command: Command) -> None:
         if self.leads:
@@ -510,7 +519,9 @@ class Desk:
 
 
 def _hands_itself_over(command: Command, asked: int) -> bool:
-    """Whether the leader that was asked is to be removed: it hands over, and passes the command on."""
+    """Whether the leader that was asked was asked to hand over: to another, or since it is to be removed."""
+    if command.kind == CommandKind.TRANSFER_LEADER:
+        return command.arg1 != asked
     return command.kind == CommandKind.REMOVE_NODE and command.arg1 == asked
 
 

@@ -41,6 +41,15 @@ def running(request: pytest.FixtureRequest, templates: dict[int, Path]) -> Itera
         yield made
 
 
+def test_a_follower_asks_for_leadership_by_forwarding(running: Cluster) -> None:
+    follower = running.followers(running.wait_agreed())[0]
+    with follower.connect() as session:
+        session.execute("SET pgraft.forward_proposals = on")
+        call = session.execute("SELECT pgraft_transfer_leadership(%s)", (follower.node_id,))
+        assert call.fetchone() == (True,)
+    assert running.wait_agreed() is follower
+
+
 def test_all_nodes_agree(running: Cluster) -> None:
     leader = running.wait_agreed()
     assert leader.value("SELECT pgraft_replicate_entry('agree')") is True
