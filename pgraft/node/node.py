@@ -32,7 +32,7 @@ from pgraft.shm.layout import CommandKind, Role
 from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns as clock
 from pgraft.transport.records import (
-    PREFIX_BYTES,
+    ENVELOPE_OFFSET,
     RecordKind,
     RecordMalformed,
     Refusal,
@@ -224,7 +224,7 @@ class Node:
             kind, node_id = unpack_prefix(record)
             match kind:
                 case RecordKind.MESSAGE:
-                    self._envelope(node_id, decode(record[PREFIX_BYTES:]))
+                    self._envelope(node_id, decode(record[ENVELOPE_OFFSET:]))
                 case RecordKind.PEER_HELLO:
                     self.roster.hello(node_id, unpack_peer_hello(record))
                     self.roster.publish(self.core.membership_log.current)

@@ -13,7 +13,7 @@ from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Envelope, NodeS
 from pgraft.raft.types import Message, MessageType
 from pgraft.shm.doorbell import Bell
 from pgraft.shm.rings import RingWriter
-from pgraft.transport.records import RecordKind, prefix
+from pgraft.transport.records import HURRY, NO_HURRY, RecordKind, prefix
 
 COMMIT_LAG_MS = 5
 _APP = MessageType.MsgApp
@@ -185,7 +185,8 @@ class Outbox:
                 replies=load.replies,
                 removed_index=peer.removed_index,
             )
-            if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), encode(envelope)):
+            hurry = NO_HURRY if _can_wait(envelope) else HURRY
+            if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), hurry, encode(envelope)):
                 # The network process is behind or away. Raft sends again what matters; a forwarded
                 # command ends as unknown.
                 self.dropped += 1
@@ -193,6 +194,17 @@ class Outbox:
         peer.messages, peer.calls, peer.replies = [], [], []
         peer.bytes = peer.removed_index = 0
         peer.echo = 0
+
+
+def _can_wait(envelope: Envelope) -> bool:
+    """Whether there are only answers to heartbeats in it, of which none answers a read barrier.
+
+    The leader reads them with its next heartbeat at the latest. Its lease is computed from when the round
+    was sent, so it is no longer for that, and the next round comes long before it ends.
+    """
+    if envelope.calls or envelope.replies or envelope.removed_index:
+        return False
+    return all(m.type == MessageType.MsgHeartbeatResp and not m.context for m in envelope.messages)
 
 
 def _size_of(message: Message) -> int:

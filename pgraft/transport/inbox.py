@@ -25,12 +25,13 @@ class Inbox:
     """Records keep their order. When the ring is full they wait here, and `on_stall` stops all
     reading, so that what waits is no more than one receive buffer had in it."""
 
-    __slots__ = ("_on_stall", "_ring", "_ring_bell", "_waiting")
+    __slots__ = ("_hurry", "_on_stall", "_ring", "_ring_bell", "_waiting")
 
     def __init__(self, ring: Ring, ring_bell: Callable[[], None], on_stall: Callable[[], None]) -> None:
         self._ring = ring
         self._ring_bell = ring_bell
         self._on_stall = on_stall
+        self._hurry = False
         self._waiting: deque[tuple[bytes, bytes]] = deque()
 
     @property
@@ -38,8 +39,12 @@ class Inbox:
         """Whether records wait for room."""
         return bool(self._waiting)
 
-    def deliver(self, prefix: bytes, body: bytes | memoryview) -> bool:
-        """Hand over one record; False only when even the waiting room is full and it is dropped."""
+    def deliver(self, prefix: bytes, body: bytes | memoryview, hurry: bool = True) -> bool:
+        """Hand over one record; False only when even the waiting room is full and it is dropped.
+
+        One without `hurry` does not wake the worker, who reads it when it wakes by itself.
+        """
+        self._hurry = self._hurry or hurry
         if not self._waiting and self._ring.put(prefix, body):
             return True
         if len(self._waiting) >= UNDELIVERED_RECORDS_MAX:
@@ -51,7 +56,8 @@ class Inbox:
 
     def publish(self) -> None:
         """Show the worker everything that was put, and wake it when it sleeps. Once a turn."""
-        if self._ring.publish():
+        if self._ring.publish() and self._hurry:
+            self._hurry = False
             self._ring_bell()
 
     def retry(self) -> bool:

@@ -3,9 +3,10 @@
 A record's payload is a 16-byte prefix (kind, zero, node id) and a body. What a node id means:
 
     kind               direction            node id            body
-    MESSAGE            worker -> network    receiver           envelope, opaque here
+    MESSAGE            worker -> network    receiver           HURRY or NO_HURRY, then the envelope,
+                                                               opaque here
     IDENTITY           worker -> network    this node          msgpack NetIdentity
-    MESSAGE            network -> worker    sender             envelope
+    MESSAGE            network -> worker    sender             the same
     PEER_HELLO         network -> worker    the peer           msgpack PeerHello
     REFUSED_BY_PEER    network -> worker    who refused us     msgpack Refusal
     PEER_CONNECTED     network -> worker    the peer           empty
@@ -22,6 +23,13 @@ import msgspec
 
 _PREFIX = struct.Struct("<IIQ")
 PREFIX_BYTES = _PREFIX.size
+ENVELOPE_OFFSET = PREFIX_BYTES + 1
+"""Where the envelope begins in a MESSAGE record, behind HURRY or NO_HURRY."""
+
+
+HURRY = b"\x01"
+NO_HURRY = b"\x00"
+"""Before an envelope that the receiver need not be woken for: an idle cluster's answers to heartbeats."""
 
 
 class RecordKind(enum.IntEnum):

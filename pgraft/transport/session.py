@@ -22,7 +22,7 @@ from pgraft.transport.directory import Directory
 from pgraft.transport.framing import Frame, FrameType, RemoteViolation, ViolationKind
 from pgraft.transport.handshake import Local, Refused
 from pgraft.transport.inbox import Inbox
-from pgraft.transport.records import PeerHello, RecordKind, Refusal, RefusalCode, pack, prefix
+from pgraft.transport.records import NO_HURRY, PeerHello, RecordKind, Refusal, RefusalCode, pack, prefix
 
 if TYPE_CHECKING:
     from pgraft.transport.tls import TlsContext
@@ -118,7 +118,7 @@ class Session(ABC):
             if self.who is None:
                 self.on_handshake(kind, payload)
             elif kind == _MESSAGE:
-                if not deliver(self._prefix, payload):
+                if not deliver(self._prefix, payload, payload[:1] != NO_HURRY):
                     self.shared.wire.counters.dropped += 1
             else:
                 self._on_control(kind, payload)

@@ -29,6 +29,7 @@ from pgraft.shm.segment import Segment
 from pgraft.storage import lock_data_dir
 from pgraft.storage.data_dir import LockedDir
 from pgraft.transport.records import (
+    ENVELOPE_OFFSET,
     PREFIX_BYTES,
     PeerHello,
     RecordKind,
@@ -469,7 +470,7 @@ class Sim:
             if kind != RecordKind.MESSAGE or to not in self.nodes:
                 continue
             pair = (min(node.id, to), max(node.id, to))
-            if pair in self._links and not self.drop(node.id, to, record[PREFIX_BYTES:]):
+            if pair in self._links and not self.drop(node.id, to, record[ENVELOPE_OFFSET:]):
                 self._on_way.append((self.now_ns + HOP_NS, node.id, to, record[PREFIX_BYTES:]))
 
     def _deliver(self) -> None:

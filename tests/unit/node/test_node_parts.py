@@ -49,7 +49,7 @@ from pgraft.shm.layout import Role
 from pgraft.shm.rings import RingReader
 from pgraft.shm.segment import NETWORK_BELL, make_fifos
 from pgraft.transport.limits import FRAME_BYTES_MAX
-from pgraft.transport.records import PREFIX_BYTES, unpack_prefix
+from pgraft.transport.records import ENVELOPE_OFFSET, unpack_prefix
 from tests.support.node_sim import MS
 from tests.support.shm_peer import made_segment, unique_name
 
@@ -217,7 +217,7 @@ class Desk:
         self.outbox.flush(NodeStatus(1, term=5), lambda: [NodeStatus(1)], round_ns=round_ns)
         records = self.reader.read(1 << 30)
         assert all(len(record) <= FRAME_BYTES_MAX for record in records)
-        return [(unpack_prefix(record)[1], decode(record[PREFIX_BYTES:])) for record in records]
+        return [(unpack_prefix(record)[1], decode(record[ENVELOPE_OFFSET:])) for record in records]
 
 
 @pytest.fixture

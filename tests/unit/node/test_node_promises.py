@@ -24,7 +24,7 @@ from pgraft.raft.types import (
     StateType,
 )
 from pgraft.storage import load_identity, open_store, update_identity
-from pgraft.transport.records import RecordKind, prefix
+from pgraft.transport.records import HURRY, RecordKind, prefix
 from tests.support.node_sim import ELECTION_MS, MS, Sim, SimNode, make_config, simulation
 
 THREE = (frozenset((1, 2, 3)), frozenset[int]())
@@ -128,7 +128,7 @@ def feed(node: SimNode, sender: SimNode, *messages: Message, round_ns: int = 0) 
     """Let `node` handle one envelope."""
     term = max(message.term for message in messages)
     envelope = Envelope(sender.id, term, NodeStatus(sender.id), list(messages), round_ns)
-    node.inbox.append(prefix(RecordKind.MESSAGE, sender.id) + encode(envelope))
+    node.inbox.append(prefix(RecordKind.MESSAGE, sender.id) + HURRY + encode(envelope))
     node.turn()
 
 
@@ -179,7 +179,7 @@ def test_a_round_is_only_answered_behind_a_message_that_renews_the_term(sim: Sim
     old = heartbeat(leader, follower)
     old.term -= 1
     envelope = Envelope(leader.id, leader.live.raft.term, NodeStatus(leader.id), [old], sim.now_ns)
-    follower.inbox.append(prefix(RecordKind.MESSAGE, leader.id) + encode(envelope))
+    follower.inbox.append(prefix(RecordKind.MESSAGE, leader.id) + HURRY + encode(envelope))
     follower.turn()
     assert follower.live._quiet.until_ns == before
 
