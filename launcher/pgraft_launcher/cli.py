@@ -197,7 +197,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _stop(args: argparse.Namespace) -> int:
-    found, _ = node.find(_settle(args), args.pg_config)
+    found, _ = node.find(_settle(args), args.pg_config, may_be_broken=True)
     progress = Progress(silent=args.silent)
     stop.stop(
         found, stop.StopOptions(mode=args.mode, wait=args.wait, timeout_s=args.timeout, progress=progress)
@@ -228,13 +228,13 @@ def _restart(args: argparse.Namespace) -> int:
 
 
 def _reload(args: argparse.Namespace) -> int:
-    found, _ = node.find(_settle(args), args.pg_config)
+    found, _ = node.find(_settle(args), args.pg_config, may_be_broken=True)
     stop.reload(found, Progress(silent=args.silent))
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    seen = NodeStatus(*node.find(_settle(args), args.pg_config))
+    seen = NodeStatus(*node.find(_settle(args), args.pg_config, may_be_broken=True))
     if args.json:
         print(json.dumps(seen.as_dict(), indent=2))
     elif not args.silent:

@@ -144,7 +144,8 @@ class Cluster:
         progress.end("done")
 
     def _find(self, member: DemoMember, options: list[str] | None = None) -> tuple[node.Node, Reader]:
-        return node.find(self.data_of(member), str(self.installation.bindir), options)
+        bindir, may_be_broken = str(self.installation.bindir), options is None
+        return node.find(self.data_of(member), bindir, options, may_be_broken=may_be_broken)
 
     def _await(
         self, failure: str, look: Callable[[], list[NodeStatus] | None], timeout_s: float, progress: Progress

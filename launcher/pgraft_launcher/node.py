@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from pgraft.inspector.target import InspectError, open_target
 from pgraft.postgres import binaries, conffile, config, postmaster, reader
 from pgraft.postgres.binaries import Installation
 from pgraft.postgres.errors import PostgresError
@@ -124,10 +125,13 @@ def last_start(pgdata: Path) -> tuple[Path | None, list[str]]:
     return None, words
 
 
-def find(config_dir: Path, pg_config: str | None, options: list[str] | None = None) -> tuple[Node, Reader]:
+def find(
+    config_dir: Path, pg_config: str | None, options: list[str] | None = None, *, may_be_broken: bool = False
+) -> tuple[Node, Reader]:
     """The node in this directory, and a reader of its settings with these options.
 
-    Without options, those of the last start count.
+    Without options, those of the last start count. `may_be_broken`: a configuration that cannot be
+    read is no error, as for pg_ctl stop and status.
     """
     guess = reader.guess_data_directory(config_dir)
     major = binaries.data_dir_version(guess)
@@ -144,8 +148,25 @@ def find(config_dir: Path, pg_config: str | None, options: list[str] | None = No
         if started_with is not None and not (config_dir / "postgresql.conf").exists():
             config_dir = started_with  # -D names the data, the configuration is elsewhere
     settings = Reader(installation, config_dir, options)
-    pgdata = settings.read("data_directory")
+    try:
+        pgdata = settings.read("data_directory")
+    except PostgresError:
+        if not may_be_broken:
+            raise
+        pgdata = str(guess)
+        return Node(installation, config_dir, pgdata, _last_data_dir(pgdata)), settings
     return Node(installation, config_dir, pgdata, _data_dir(settings, pgdata)), settings
+
+
+def _last_data_dir(pgdata: str) -> str:
+    """pgraft.data_dir as the segment of this data directory tells; else where it is by default."""
+    try:
+        segment = open_target(pgdata, None)
+    except InspectError:
+        return f"{pgdata}.pgraft"
+    found, of = segment.text("data_dir"), segment.text("pgdata")
+    segment.close()
+    return found if os.path.realpath(of) == os.path.realpath(pgdata) else f"{pgdata}.pgraft"
 
 
 def _data_dir(settings: Reader, pgdata: str) -> str:

@@ -35,8 +35,11 @@ class NodeStatus:
         self.supervisor = node.supervisor()
         self.given_up = record.given_up if record else {}
         self.config = node.config()
-        self.dsn = dsn(node, settings)
         self.state, self.error = "stopped", ""
+        try:
+            self.dsn = dsn(node, settings)
+        except PostgresError as error:
+            self.dsn, self.error = "", error.message  # it does not run, and cannot be started as it is
         self.is_leader = False
         self.raft = Status()
         self.name, self.node_id, self._raft_address = _identity(self.config, settings)

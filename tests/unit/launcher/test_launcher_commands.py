@@ -117,6 +117,23 @@ def test_status_for_programs(running: OneNode) -> None:
     assert set(down["pids"].values()) == {None}
 
 
+def test_a_broken_configuration_keeps_nobody_from_looking_and_stopping(running: OneNode) -> None:
+    pids = running.status()["pids"]
+    conf = running.pgdata / "postgresql.conf"
+    whole = conf.read_text()
+    conf.write_text(whole + "max_connections = nonsense\n")
+    try:
+        assert running.status()["pids"] == pids
+        assert "cannot read its configuration" in one_line(running.do("restart"))
+        assert running.do("reload").returncode == 0
+        assert running.do("stop").returncode == 0
+        assert running.refs() == []
+        assert "cannot read its configuration" in running.status()["error"]
+        assert running.do("status").returncode == 3
+    finally:
+        conf.write_text(whole)
+
+
 @pytest.mark.parametrize("loss", ["damaged record", "no run directory"])
 def test_a_node_whose_record_is_lost_is_still_known_and_stopped(running: OneNode, loss: str) -> None:
     pids = running.status()["pids"]
