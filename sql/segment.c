@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "miscadmin.h"
+#include "port/atomics.h"
 
 #define ATTACH_INTERVAL_NS (100 * NS_PER_MS)
 #define BLOCK_READ_TRIES 64
@@ -435,7 +436,14 @@ pgraft_copy_block(size_t offset, size_t copy_bytes, int selector_word, size_t by
 	for (int i = 0; i < BLOCK_READ_TRIES; i++)
 	{
 		chosen = pgraft_worker_word(selector_word) & 1;
-		if (copy_is_whole(offset + chosen * copy_bytes, copy_bytes, bytes_min, copy))
+		if (!copy_is_whole(offset + chosen * copy_bytes, copy_bytes, bytes_min, copy))
+			continue;
+		/*
+		 * A copy that was replaced meanwhile may be newer than the one that is selected now: whoever took
+		 * it would go back with the next read.
+		 */
+		pg_read_barrier();
+		if ((pgraft_worker_word(selector_word) & 1) == chosen)
 			return true;
 	}
 	return copy_is_whole(offset + (1 - chosen) * copy_bytes, copy_bytes, bytes_min, copy);

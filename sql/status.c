@@ -168,6 +168,13 @@ member_address(const uint64 *row)
 							Min(length, PGRAFT_ADDRESS_BYTES_MAX));
 }
 
+/* The leader that the rows show: none when the worker is not there to vouch for it. */
+static uint64
+leader_now(const Block *status)
+{
+	return pgraft_liveness() == PGRAFT_ALIVE ? status->words[PGRAFT_STATUS_W_LEADER_ID] : 0;
+}
+
 /*
  * node_id, address, port and is_leader: the first four columns of more than one table. The id counts
  * even where no address is known.
@@ -211,7 +218,7 @@ pgraft_get_nodes(PG_FUNCTION_ARGS)
 		/* One that leaves, or that a newcomer answers to, is there for the network process only. */
 		if (row[PGRAFT_MEMBER_ROW_W_IS_LEAVING] != 0)
 			continue;
-		fill_node(row, row[PGRAFT_MEMBER_ROW_W_NODE_ID], status.words[PGRAFT_STATUS_W_LEADER_ID],
+		fill_node(row, row[PGRAFT_MEMBER_ROW_W_NODE_ID], leader_now(&status),
 				  values, nulls);
 		put_row(fcinfo, values, nulls);
 	}
@@ -312,7 +319,7 @@ pgraft_get_cluster_status(PG_FUNCTION_ARGS)
 		Datum		values[9] = {0};
 		bool		nulls[9] = {0};
 
-		fill_node(find_member(&members, node_id), node_id, status.words[PGRAFT_STATUS_W_LEADER_ID],
+		fill_node(find_member(&members, node_id), node_id, leader_now(&status),
 				  values, nulls);
 		values[4] = CStringGetTextDatum(row_state(row, heard, now));
 		values[5] = Int64GetDatum((int64) row[PGRAFT_STATUS_ROW_W_TERM]);

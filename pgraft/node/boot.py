@@ -11,7 +11,7 @@ from pgraft.log import log
 from pgraft.node.board import Board
 from pgraft.node.commands import CommandSource
 from pgraft.node.core import Core
-from pgraft.node.desk import Desk
+from pgraft.node.desk import BOOTSTRAP_INDEX, Desk
 from pgraft.node.membership import Membership
 from pgraft.node.membership import Node as MemberNode
 from pgraft.node.node import Node
@@ -33,9 +33,8 @@ from pgraft.storage import (
     update_identity,
 )
 
-BOOTSTRAP_INDEX = 1
 BOOTSTRAP_TERM = 1
-"""Where every node of the initial cluster starts: the same snapshot, made from the same list."""
+"""The term of the snapshot that every node of the initial cluster starts from."""
 
 
 class ConfigConflict(Exception):

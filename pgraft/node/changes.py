@@ -17,7 +17,7 @@ from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX, CommandKind
 
 NODE_ID_MAX = 2**31 - 1
 PORT_MAX = 65535
-NOTICE_INTERVAL_NS = 1_000_000_000
+NOTICE_INTERVAL_NS = 2_000_000_000
 PROPOSE_AGAIN_NS = 100_000_000
 """A change that the core would not take (another one is pending) is proposed again after this."""
 

@@ -26,6 +26,8 @@ from pgraft.raft import ErrProposalDropped
 from pgraft.raft.types import ConfChange, Entry
 from pgraft.shm.layout import SLOT_PAYLOAD_BYTES, CommandKind, Outcome
 
+BOOTSTRAP_INDEX = 1
+"""Where every node of the initial cluster starts: the same snapshot, made from the same list."""
 SWEEP_INTERVAL_NS = 20_000_000
 """How exactly the times of waiting commands are kept."""
 GATHER_NS = 10_000_000
@@ -279,6 +281,10 @@ class Desk:
         index, offset = command.arg1, command.arg2
         store = self._core.store
         first, committed = store.first_index(), min(self.applied, store.last_index())
+        if index == BOOTSTRAP_INDEX == first - 1:
+            # What every node of the initial cluster starts from: members, and no user data.
+            self.answer(command, Answer(Outcome.NULL_ENTRY))
+            return
         if not first <= index <= committed:
             self.answer(command, _no_such_entry(index, first, committed))
             return

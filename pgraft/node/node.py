@@ -423,7 +423,11 @@ class Node:
         if led and (not leads or raft.term != old_term):
             self.lease.end()
             self._publish_lease()
-            text = f"node {self.node_id} leads no more: its term {old_term} is over, the term is {raft.term}"
+            text = f"node {self.node_id} leads no more: "
+            if raft.term == old_term:
+                text += f"it steps down at term {old_term}"
+            else:
+                text += f"its term {old_term} is over, the term is {raft.term}"
             log("LOG", text, detail=f"{answers.voters_text(self.desk.voters())}.")
             self.desk.deposed()
         if leads and (not led or raft.term != old_term):

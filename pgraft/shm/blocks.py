@@ -191,7 +191,9 @@ def _read_block(segment: Segment, offset: int, copy_bytes: int, selector: str) -
     for _ in range(_READ_TRIES):
         chosen = segment.worker[selector] & 1
         copy = _checked_copy(view, chosen * copy_bytes, copy_bytes)
-        if copy is not None:
+        # A copy that was replaced meanwhile may be newer than the one that is selected now: a reader who
+        # took it would go back with its next read.
+        if copy is not None and segment.worker[selector] & 1 == chosen:
             return copy
     copy = _checked_copy(view, (1 - (segment.worker[selector] & 1)) * copy_bytes, copy_bytes)
     if copy is None:

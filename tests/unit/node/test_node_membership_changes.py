@@ -52,7 +52,7 @@ def test_a_newcomer_does_not_count_until_it_has_caught_up(sim: Sim) -> None:
     (first,) = sim.form(1)
     sim.wait_leader()
     ticket = add(first, 2)
-    sim.run(1500)
+    sim.run(2500)
     assert learners(first) == (2,)
     assert voters(first) == (1,)
     sim.wait(first.replicate(b"the quorum is as before"))
