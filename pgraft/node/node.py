@@ -400,7 +400,7 @@ class Node:
 
     def _publish_lease(self) -> None:
         raft = self.raft
-        basis = (raft.state, raft.term, self._led_term, id(self.core.membership_log.current), self.removed)
+        basis = (raft.state, raft.term, self._led_term, self.core.membership_log.current, self.removed)
         if not self.lease.changed and basis == self._lease_basis:
             return
         self._lease_basis = basis
@@ -528,7 +528,7 @@ class Node:
     def _publish_status(self) -> None:
         """Show what is new: indexes at once, the rows of members at least every half heartbeat."""
         raft_log, store, now = self.raft.raft_log, self.core.store, self._now
-        basis = (self._role, id(self.core.membership_log.current), self.removed)
+        basis = (self._role, self.core.membership_log.current, self.removed)
         if basis != self._rows_basis or now - self._rows_shown_ns >= self._show_ns:
             self._rows_basis, self._rows_shown_ns = basis, now
             self._status = self._whole_status()
