@@ -112,7 +112,7 @@ class EntryLog:
         if start < file.end:
             files.write_at(fd, read_part(fd, file.path, start, file.end - start), start)
         capacity = max(self._segment_bytes, file.end)
-        if os.fstat(fd).st_size < capacity:
+        if files.size_of(fd) < capacity:
             files.allocate(fd, capacity)
         files.sync_file(fd)
         self._use(fd, file, capacity)
@@ -346,7 +346,7 @@ class EntryLog:
         if sequence != self._reader_sequence:
             if self._reader_fd >= 0:
                 files.close(self._reader_fd)
-            self._reader_fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._reader_fd = files.open_to_read(file.path)
             self._reader_sequence = sequence
         return self._reader_fd
 

@@ -1,8 +1,9 @@
-"""Every system call that changes files of the Raft state, in one place.
+"""Every system call on files of the Raft state, in one place.
 
 Callers use these through the module (`files.write_at(...)`), never by name, so that tests can put
-a fault layer in their place: one that records the calls, fails them, or loses what was not synced.
-Nothing here catches an error; `OSError` is for the caller to explain.
+a fault layer in their place: one that records the calls, fails them, or loses what was not synced;
+or a disk that exists in memory only. Nothing here catches an error; `OSError` is for the caller to
+explain.
 """
 
 from __future__ import annotations
@@ -25,9 +26,39 @@ def open_existing(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
+def open_to_read(path: Path) -> int:
+    """Open an existing file for reading only."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def close(fd: int) -> None:
-    """Close a descriptor that `create` or `open_existing` gave."""
+    """Close a descriptor that one of the above gave."""
     os.close(fd)
+
+
+def size_of(fd: int) -> int:
+    """Length of a file in bytes."""
+    return os.fstat(fd).st_size
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """At most `length` bytes at `offset`; fewer at the end of the file."""
+    return os.pread(fd, length, offset)
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> int:
+    """Fill `view` from `offset` on; how many bytes came, 0 at the end of the file."""
+    return os.preadv(fd, [view], offset)
+
+
+def exists(path: Path) -> bool:
+    """Whether a file or directory of this name is there."""
+    return path.exists()
+
+
+def list_names(directory: Path) -> list[str]:
+    """The names in a directory, in no order."""
+    return os.listdir(directory)
 
 
 def write_at(fd: int, data: bytes, offset: int) -> None:
@@ -95,7 +126,7 @@ def temporary(path: Path) -> Path:
 def create_aside(path: Path) -> int:
     """Create the temporary file that will become `path`, removing what a crash left of one."""
     aside = temporary(path)
-    if aside.exists():
+    if exists(aside):
         unlink(aside)
     return create(aside)
 

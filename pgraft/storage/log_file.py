@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pgraft.storage import files
 from pgraft.storage.errors import DamagedLog, failed_call
 from pgraft.storage.format import (
     CRC_FROM,
@@ -60,7 +60,7 @@ def file_name(header: SegmentHeader) -> str:
 def list_files(directory: Path) -> dict[int, Path]:
     """The log files of a directory, by sequence, in order. DamagedLog when two have the same."""
     found: dict[int, Path] = {}
-    for name in os.listdir(directory):
+    for name in files.list_names(directory):
         match = _NAME.fullmatch(name)
         if not match:
             continue
@@ -74,7 +74,7 @@ def list_files(directory: Path) -> dict[int, Path]:
 def read_header(fd: int, path: Path, sequence: int) -> SegmentHeader:
     """The header of log file number `sequence`; DamagedLog when it is not what it should be."""
     try:
-        header = unpack_segment_header(os.pread(fd, SEGMENT_HEADER_BYTES, 0))
+        header = unpack_segment_header(files.read_at(fd, SEGMENT_HEADER_BYTES, 0))
     except ValueError as error:
         raise DamagedLog(path, 0, str(error)) from error
     if header.sequence != sequence:
@@ -112,7 +112,7 @@ def walk_records(fd: int, file: LogFile, offset: int) -> Iterator[Record]:
 def read_part(fd: int, path: Path, offset: int, length: int) -> bytes:
     """`length` bytes at `offset`, which must be there."""
     try:
-        data = os.pread(fd, length, offset)
+        data = files.read_at(fd, length, offset)
     except OSError as error:
         raise failed_call("read the entry log", path, error) from error
     if len(data) < length:

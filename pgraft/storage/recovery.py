@@ -14,13 +14,13 @@ once a record (a million times, at worst), which is why it is one function with 
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
 import msgspec
 
 from pgraft.raft.types import HardState
+from pgraft.storage import files
 from pgraft.storage.errors import DamagedLog
 from pgraft.storage.format import (
     CONF_CHANGE,
@@ -74,7 +74,7 @@ class _Window:
         self.base = at
         self.filled = 0
         while self.filled < min(len(self._buffer), self._size - at):
-            got = os.preadv(self._fd, [self.view[self.filled :]], at + self.filled)
+            got = files.read_into(self._fd, self.view[self.filled :], at + self.filled)
             if got == 0:
                 break
             self.filled += got
@@ -87,7 +87,7 @@ def replay_file(fd: int, path: Path, header: SegmentHeader, replay: Replay) -> i
     Stops quietly at the first record that is not good: the caller decides what that means.
     DamagedLog when good records do not follow one another.
     """
-    window = _Window(fd, os.fstat(fd).st_size)
+    window = _Window(fd, files.size_of(fd))
     index = replay.index
     unpack, crc32 = RECORD_SCAN.unpack_from, zlib.crc32
     mark, salt, sequence = header.mark, header.salt, header.sequence
@@ -157,12 +157,12 @@ def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, next_b
     0: the log ends cleanly. More: a torn tail, to be cut. DamagedLog when a good record there says
     that batch `next_batch`, which does not read back, was durable.
     """
-    size = os.fstat(fd).st_size
+    size = files.size_of(fd)
     wanted = mark_bytes(header.mark)
     last_used = end
     at = end
     while at < size:
-        data = os.pread(fd, CHUNK_BYTES, at)
+        data = files.read_at(fd, CHUNK_BYTES, at)
         if not data:
             break
         used = len(data.rstrip(b"\0"))
@@ -181,12 +181,12 @@ def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, next_b
 def _check_later_record(
     fd: int, path: Path, header: SegmentHeader, at: int, bad_at: int, bad_batch: int
 ) -> None:
-    head = os.pread(fd, RECORD_HEADER_BYTES, at)
+    head = files.read_at(fd, RECORD_HEADER_BYTES, at)
     if len(head) < RECORD_HEADER_BYTES:
         return
     _, crc, size, _, _, number, _, _ = RECORD_SCAN.unpack_from(head)
     if number <= bad_batch or record_synced(head, 0) < bad_batch or size > PAYLOAD_BYTES_MAX:
         return
-    payload = os.pread(fd, size, at + RECORD_HEADER_BYTES)
+    payload = files.read_at(fd, size, at + RECORD_HEADER_BYTES)
     if len(payload) == size and zlib.crc32(payload, zlib.crc32(head[CRC_FROM:], header.salt)) == crc:
         raise DamagedLog(path, bad_at, f"batch {bad_batch} is damaged (batch {number} behind it is whole)")

@@ -12,7 +12,6 @@ between the rename of the newest and their removal.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zlib
@@ -60,7 +59,7 @@ def write_snapshot(directory: Path, snapshot: Snapshot, first_file: int) -> Stor
 
 def load_newest(directory: Path) -> StoredSnapshot | None:
     """The newest snapshot, or None. DamagedLog when it does not read back: it was durable once."""
-    names = sorted(name for name in os.listdir(directory) if _NAME.fullmatch(name))
+    names = sorted(name for name in files.list_names(directory) if _NAME.fullmatch(name))
     if not names:
         return None
     path = directory / names[-1]
@@ -76,18 +75,21 @@ def load_newest(directory: Path) -> StoredSnapshot | None:
 
 def remove_others(directory: Path, keep: Path) -> None:
     """Remove every snapshot file but `keep`."""
-    for name in os.listdir(directory):
+    for name in files.list_names(directory):
         if _NAME.fullmatch(name) and name != keep.name:
             files.unlink(directory / name)
 
 
 def read_whole(path: Path, bytes_max: int) -> bytes:
     """A file's content; ValueError when it is larger than it can be."""
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    fd = files.open_to_read(path)
+    try:
+        size = files.size_of(fd)
         if size > bytes_max:
             raise ValueError(f"{size} bytes, at most {bytes_max} are possible")
-        return file.read(size)
+        return files.read_at(fd, size, 0)
+    finally:
+        files.close(fd)
 
 
 def _parse(path: Path, data: bytes) -> StoredSnapshot:

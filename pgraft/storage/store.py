@@ -84,13 +84,14 @@ class Store:
         self._check_recovered()
 
     def _prepare_directory(self) -> None:
-        if not self._directory.exists():
+        if not files.exists(self._directory):
             files.make_dir(self._directory)
             files.sync_dir(self._directory.parent)
         # What a killed process renamed may be in the kernel's cache only.
         files.sync_dir(self._directory)
-        for path in self._directory.glob(f"*{files.TEMPORARY_SUFFIX}"):
-            files.unlink(path)
+        for name in files.list_names(self._directory):
+            if name.endswith(files.TEMPORARY_SUFFIX):
+                files.unlink(self._directory / name)
 
     def _wanted_files(self, paths: dict[int, Path], stored: snapshots.StoredSnapshot) -> dict[int, Path]:
         """Without the files that the snapshot made superfluous; those are removed."""
