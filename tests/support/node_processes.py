@@ -22,6 +22,7 @@ from pgraft.shm.doorbell import Bell, open_bell
 from pgraft.shm.layout import CommandKind, Outcome
 from pgraft.shm.segment import WORKER_BELL
 from pgraft.shm.words import now_ns
+from tests.support.disk_faults import DiskFaults
 from tests.support.node_sim import Backend, make_config, make_segment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,10 +52,17 @@ class ProcessNode:
         self.log = (data_dir / "log").open("ab")
         self.worker: subprocess.Popen[bytes] | None = None
         self.network: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
+
+    def with_disk_faults(self) -> DiskFaults:
+        """Its worker, from the next start on, uses a disk that can be made to fail."""
+        faults = DiskFaults(self.dir.parent, self.dir)
+        self.environment = faults.environment
+        return faults
 
     def _spawn(self, module: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", module, "--data-dir", str(self.dir)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | self.environment
         return subprocess.Popen(command, cwd="/", env=environment, stderr=self.log)
 
     def start_worker(self) -> None:

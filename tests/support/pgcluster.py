@@ -26,8 +26,12 @@ from typing import Any
 import psutil
 import psycopg
 
+from tests.support.disk_faults import DiskFaults
+
 LAUNCH = str(Path(sys.executable).parent / "pgraft-launch")
 INSPECT = str(Path(sys.executable).parent / "pgraft-inspect")
+STARTING = ("start", "restart", "run")
+"""Commands whose environment the node's processes get."""
 COMMAND_TIMEOUT_S = 120
 WAIT_S = 60
 """An upper bound for things that take a second or two; machines are noisy."""
@@ -83,10 +87,21 @@ def free_port() -> int:
 free_port.next = os.getpid() * 7 % 1000  # type: ignore[attr-defined]
 
 
-def run(*words: str, ok: bool = True, timeout: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; with `ok`, its failure is the test's."""
+def run(
+    *words: str,
+    ok: bool = True,
+    timeout: float = COMMAND_TIMEOUT_S,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; with `ok`, its failure is the test's. `environment` adds to ours."""
     done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        words,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ | (environment or {}),
     )
     if ok and done.returncode != 0:
         raise Failed(f"{' '.join(words)}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -123,6 +138,13 @@ class Node:
         self.log = cluster.root / f"{name}.log"
         self.pg_port = free_port()
         self.raft_port = free_port()
+        self.environment: dict[str, str] = {}
+
+    def with_disk_faults(self) -> DiskFaults:
+        """Its processes, from the next start on, use a disk that can be made to fail."""
+        faults = DiskFaults(self.cluster.root, self.raft_dir)
+        self.environment = faults.environment
+        return faults
 
     @property
     def dsn(self) -> str:
@@ -152,7 +174,8 @@ class Node:
 
     def launch(self, command: str, *words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """pgraft-launch COMMAND -D this node's directory."""
-        return run(LAUNCH, command, "-D", str(self.pgdata), *words, ok=ok)
+        words = (LAUNCH, command, "-D", str(self.pgdata), *words)
+        return run(*words, ok=ok, environment=self.environment if command in STARTING else None)
 
     def init(self, initial_cluster: str, *words: str) -> None:
         """Make the node from the template."""
@@ -252,12 +275,17 @@ class Cluster:
         """pgraft.initial_cluster of these nodes."""
         return ",".join(f"{n.name}=127.0.0.1:{n.raft_port}" for n in nodes or self.nodes)
 
-    def up(self, count: int = 3) -> Cluster:
-        """`count` nodes, started, with the extension made and a leader elected."""
+    def up(self, count: int = 3, prepare: Callable[[Node], object] | None = None) -> Cluster:
+        """`count` nodes, started, with the extension made and a leader elected.
+
+        `prepare` gets each node before its first start.
+        """
         nodes = self.add(count)
         text = self.initial_list(nodes)
         for node in nodes:
             node.init(text)
+            if prepare is not None:
+                prepare(node)
         self.start_all(nodes)
         self.wait_agreed()
         for node in nodes:
