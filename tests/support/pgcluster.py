@@ -126,6 +126,11 @@ def eventually(check: Callable[[], Any], what: str, timeout: float = WAIT_S) -> 
         time.sleep(0.02)
 
 
+def settings_words(settings: dict[str, str]) -> list[str]:
+    """--set words for these settings."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
 class Node:
     """One node of a cluster."""
 
@@ -139,6 +144,14 @@ class Node:
         self.pg_port = free_port()
         self.raft_port = free_port()
         self.environment: dict[str, str] = {}
+        self.address = "127.0.0.1"
+        """By which the other nodes reach it."""
+        self.pg_host = "127.0.0.1"
+        """By which SQL clients do: an address, or the folder of a unix socket."""
+        self.prefix: tuple[str, ...] = ()
+        """Words before the command line of what starts it, to start it somewhere else."""
+        self.settings: dict[str, str] = {}
+        """Its own, beside the cluster's."""
 
     def with_disk_faults(self) -> DiskFaults:
         """Its processes, from the next start on, use a disk that can be made to fail."""
@@ -150,7 +163,7 @@ class Node:
     def dsn(self) -> str:
         """How the tests connect."""
         return (
-            f"host=127.0.0.1 port={self.pg_port} dbname=postgres user={self.cluster.superuser}"
+            f"host={self.pg_host} port={self.pg_port} dbname=postgres user={self.cluster.superuser}"
             " connect_timeout=10"
         )
 
@@ -174,7 +187,7 @@ class Node:
 
     def launch(self, command: str, *words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """pgraft-launch COMMAND -D this node's directory."""
-        words = (LAUNCH, command, "-D", str(self.pgdata), *words)
+        words = (*self.prefix, LAUNCH, command, "-D", str(self.pgdata), *words)
         return run(*words, ok=ok, environment=self.environment if command in STARTING else None)
 
     def init(self, initial_cluster: str, *words: str) -> None:
@@ -195,7 +208,7 @@ class Node:
             "--pg-config",
             pg_config(self.cluster.major),
             *(("--user", user) if user else ()),
-            *self.cluster.settings_words(),
+            *settings_words(self.cluster.settings | self.settings),
             *words,
         )
 
@@ -243,10 +256,17 @@ class Node:
 class Cluster:
     """Nodes below one folder."""
 
-    def __init__(self, template: Path, major: int = 18, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        template: Path,
+        major: int = 18,
+        settings: dict[str, str] | None = None,
+        place: Callable[[Node], None] | None = None,
+    ) -> None:
         self.template = template
         self.major = major
         self.settings = settings or {}
+        self._place = place
         self.root = Path(tempfile.mkdtemp(prefix="pgraft-test-", dir="/var/tmp"))
         self.nodes: list[Node] = []
         self._seen: dict[int, psutil.Process] = {}
@@ -256,10 +276,6 @@ class Cluster:
             shutil.chown(self.root, user)
         self.root.chmod(0o755)
 
-    def settings_words(self) -> list[str]:
-        """--set words for this cluster's settings."""
-        return [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
-
     def copy_template(self, to: Path) -> None:
         """A fresh data directory, faster than initdb."""
         run("cp", "-a", str(self.template), str(to))
@@ -268,12 +284,15 @@ class Cluster:
         """More nodes, not made yet."""
         start = len(self.nodes) + 1
         new = [Node(self, number, f"node{number}") for number in range(start, start + count)]
+        for node in new:
+            if self._place is not None:
+                self._place(node)
         self.nodes += new
         return new
 
     def initial_list(self, nodes: list[Node] | None = None) -> str:
         """pgraft.initial_cluster of these nodes."""
-        return ",".join(f"{n.name}=127.0.0.1:{n.raft_port}" for n in nodes or self.nodes)
+        return ",".join(f"{n.name}={n.address}:{n.raft_port}" for n in nodes or self.nodes)
 
     def up(self, count: int = 3, prepare: Callable[[Node], object] | None = None) -> Cluster:
         """`count` nodes, started, with the extension made and a leader elected.
@@ -392,9 +411,18 @@ def make_template(major: int, at: Path) -> Path:
 
 
 @contextlib.contextmanager
-def cluster(template: Path, count: int = 3, major: int = 18, **settings: str) -> Iterator[Cluster]:
-    """A running cluster that is gone afterwards. Settings: election_timeout="500" for pgraft's."""
-    made = Cluster(template, major, {f"pgraft.{key}": value for key, value in settings.items()})
+def cluster(
+    template: Path,
+    count: int = 3,
+    major: int = 18,
+    place: Callable[[Node], None] | None = None,
+    **settings: str,
+) -> Iterator[Cluster]:
+    """A running cluster that is gone afterwards. Settings: election_timeout="500" for pgraft's.
+
+    `place` may change where a node runs and how it is reached, before it is made.
+    """
+    made = Cluster(template, major, {f"pgraft.{key}": value for key, value in settings.items()}, place)
     try:
         if count:
             made.up(count)
