@@ -13,17 +13,17 @@ import msgspec
 from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.board import Board
-from pgraft.node.changes import AddNode, Change, RemoveSelf, TransferLeadership, start_change
 from pgraft.node.commands import Answer, Command, CommandSource
 from pgraft.node.core import Core
 from pgraft.node.envelope import Call, Reply
-from pgraft.node.membership import Membership
 from pgraft.node.outbox import Outbox
+from pgraft.node.queue import ChangeQueue
 from pgraft.node.roster import Roster
 from pgraft.node.router import DATA_PREFIX, Forwarded, Proposals, Waiting
+from pgraft.node.standing import Standing
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import ErrProposalDropped
-from pgraft.raft.types import ConfChange, Entry
+from pgraft.raft.types import Entry
 from pgraft.shm.layout import SLOT_PAYLOAD_BYTES, CommandKind, Outcome
 
 BOOTSTRAP_INDEX = 1
@@ -46,7 +46,7 @@ class _Asked(msgspec.Struct, frozen=True):
 _CHANGES = (CommandKind.ADD_NODE, CommandKind.REMOVE_NODE, CommandKind.TRANSFER_LEADER)
 
 
-class Desk:
+class Desk(Standing):
     """Commands of one node's sessions, and those that other nodes forward to it."""
 
     def __init__(
@@ -59,23 +59,16 @@ class Desk:
         source: CommandSource,
         nonce: int,
     ) -> None:
+        super().__init__(config, core, roster, board)
         self.config = config
-        self.node_id = config.node_id
-        self.election_timeout_ns = config.election_timeout_ms * 1_000_000
-        self.now = 0
-        self.out_reason = ""
         self.debug = False
-        self._core = core
-        self._raft = core.raft
-        self._roster = roster
-        self._board = board
         self._outbox = outbox
         self._source = source
         self._proposals = Proposals()
         self._forwarded = Forwarded(nonce)
         self._waiting = Waiting(self.election_timeout_ns)
         self._appends: list[Command] = []
-        self._changes: list[Change | Command] = []
+        self._changes = ChangeQueue(self, self.answer)
         self._barriers: dict[bytes, _Asked] = {}
         self._reads: list[tuple[int, Command]] = []
         self._barrier_no = 0
@@ -84,76 +77,7 @@ class Desk:
         self._appended_ns = 0
         self._entry_read: tuple[int, bytes | None] = (0, None)
 
-    # --- what membership changes ask (changes.Host) ---------------------------------------------------
-
-    @property
-    def membership(self) -> Membership:
-        """Members after everything applied."""
-        return self._core.membership_log.current
-
-    @property
-    def leads(self) -> bool:
-        """Whether this node is the leader of its term, and a member."""
-        return self._core.leads and not self.out_reason
-
-    @property
-    def leader_id(self) -> int:
-        """The leader, 0 when none is known."""
-        return self._raft.lead
-
-    @property
-    def applied(self) -> int:
-        """Index of the last applied entry."""
-        return self._raft.raft_log.applied
-
-    @property
-    def last_index(self) -> int:
-        """Index of the last entry."""
-        return self._raft.raft_log.last_index()
-
-    def voters(self) -> answers.Voters:
-        """Voters that can be reached, all, and needed."""
-        return self._board.voters(self.membership, self.now)
-
-    def propose_change(self, change: ConfChange) -> int:
-        """Propose a membership change; its index, or 0 when one is pending or it was dropped."""
-        if not self.leads or self._raft.pending_conf_index > self.applied:
-            return 0
-        try:
-            self._core.raw.propose_conf_change(change)
-        except ErrProposalDropped:
-            return 0
-        return self.last_index
-
-    def match_of(self, node_id: int) -> int:
-        """How far a peer's log matches, as the leader knows."""
-        progress = self._raft.trk.progress.get(node_id)
-        return progress.match if progress is not None else 0
-
-    def is_reachable(self, node_id: int) -> bool:
-        """Whether the node was heard from within an election timeout."""
-        return self._board.is_reachable(node_id, self.now)
-
-    def refusal_of(self, node_id: int) -> str:
-        """Why the connection to a peer was refused, empty when it was not."""
-        return self._roster.refusal_text(node_id)
-
-    def begin_transfer(self, node_id: int) -> None:
-        """Start to hand leadership over."""
-        self._core.raw.transfer_leader(node_id)
-
-    def can_take_over(self, node_id: int) -> bool:
-        """Whether leadership can be handed to this node: it was heard lately, and is connected."""
-        return self.is_reachable(node_id) and not self._roster.is_lost(node_id)
-
-    def best_successor(self) -> int:
-        """The voter that can be reached and whose log reaches furthest, 0 when there is none."""
-        voters = [
-            voter
-            for voter in self.membership.conf_state.voters
-            if voter != self.node_id and self.can_take_over(voter)
-        ]
-        return max(voters, key=self.match_of, default=0)
+    # --- what membership changes ask beside that (changes.Host) ----------------------------------------
 
     def notice(self, command: Command, text: str) -> None:
         """Tell the session, and the log, how far its command is."""
@@ -249,18 +173,11 @@ class Desk:
         elif command.kind == CommandKind.READ_BARRIER:
             self._start_barrier(command)
         elif leader == self.node_id:
-            self._queue_change(command)
+            self._changes.add(command)
         elif command.forward and not command.peer:
             self.forward_to_leader(command)
         else:
             self.answer(command, answers.not_leader(self.membership.get(leader), leader))
-
-    def _queue_change(self, command: Command) -> None:
-        """Behind those that wait. But who wants a newcomer removed does not wait for its catching up."""
-        running = self._changes[0] if self._changes else None
-        if command.kind == CommandKind.REMOVE_NODE and isinstance(running, AddNode):
-            running.give_up(command.arg1)
-        self._changes.append(command)
 
     def forward_to_leader(self, command: Command) -> None:
         """Let the leader carry the command out; its answer comes back to the session here."""
@@ -320,18 +237,9 @@ class Desk:
                 if index <= applied:
                     self.answer(command, answers.ok(index))
             self._reads = [(index, command) for index, command in self._reads if index > applied]
-        if not self._changes:
-            return
-        first = self._changes[0]
-        if isinstance(first, Command):
-            if not self.leads:
-                self._route(self._changes.pop(0))  # type: ignore[arg-type]
-                return
-            first = self._changes[0] = start_change(self, first, self.now)
-        answer = first.poll(self.now)
-        if answer is not None:
-            self._changes.pop(0)
-            self.answer(first.command, answer)
+        elsewhere = self._changes.poll(self.now)
+        if elsewhere is not None:
+            self._route(elsewhere)
 
     def sweep(self) -> None:
         """Answer those who have waited for as long as they wanted."""
@@ -346,7 +254,7 @@ class Desk:
         for command in self._forwarded.take_where(lambda command, _: command.deadline_ns <= now):
             self.answer(command, answers.timed_out(self.voters()))
         self._sweep_barriers()
-        self._sweep_queue()
+        self._changes.sweep(now)
 
     def _sweep_barriers(self) -> None:
         """A request for an index may get lost: it is asked again, until its time is over."""
@@ -363,18 +271,6 @@ class Desk:
             self._reads = [(index, command) for index, command in self._reads if command.deadline_ns > now]
             for command in late:
                 self.answer(command, answers.not_confirmed(self.voters()))
-
-    def _sweep_queue(self) -> None:
-        """Changes whose turn did not come in time: nobody must find them done later."""
-        late = [
-            change
-            for change in self._changes
-            if isinstance(change, Command) and change.deadline_ns <= self.now
-        ]
-        if late:
-            self._changes = [change for change in self._changes if change not in late]
-            for command in late:
-                self.answer(command, answers.change_running())
 
     def gathers_until(self) -> int:
         """Until when further commands had better wait for the batch that is on its way; 0: they need not.
@@ -421,18 +317,8 @@ class Desk:
                 self.answer(pending.command, answers.lost_leadership(self.voters()))
         for command in self._proposals.take_all():
             self.answer(command, answers.lost_leadership(self.voters()))
-        self._fail_changes(answers.lost_leadership(self.voters()))
-
-    def _fail_changes(self, answer: Answer) -> None:
-        kept: list[Change | Command] = []
-        for change in self._changes:
-            if isinstance(change, Command):
-                self._waiting.add(change, self.now)
-            elif isinstance(change, RemoveSelf | TransferLeadership):
-                kept.append(change)
-            else:
-                self.answer(change.command, answer)
-        self._changes = kept
+        for command in self._changes.deposed(answers.lost_leadership(self.voters())):
+            self._waiting.add(command, self.now)
 
     def leader_changed(self, leader: int) -> None:
         """Another node leads, or nobody: whoever was asked before may or may not have done it."""
@@ -460,7 +346,7 @@ class Desk:
 
     def _ask_again(self, command: Command) -> None:
         if self.leads:
-            self._changes.append(command)
+            self._changes.add(command)
         else:
             self.forward_to_leader(command)
 
@@ -491,9 +377,7 @@ class Desk:
     def _fail_uncertain(self, answer: Answer) -> None:
         for command in self._proposals.take_all():
             self.answer(command, answer)
-        for change in self._changes:
-            self.answer(change if isinstance(change, Command) else change.command, answer)
-        self._changes = []
+        self._changes.fail(answer)
 
     # --- answering --------------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ import msgspec
 
 from pgraft.log import log
 from pgraft.node import answers
-from pgraft.node.board import Board, Match, role_of
+from pgraft.node.board import Board
 from pgraft.node.commands import Command
 from pgraft.node.core import Core
 from pgraft.node.desk import Desk
+from pgraft.node.display import Display
 from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
 from pgraft.node.lease import Lease
 from pgraft.node.membership import Membership, admitting, decode_change, from_snapshot
@@ -27,8 +28,7 @@ from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import ProgressState, RaftError
 from pgraft.raft.types import NO_NODE, Entry, Message, MessageType, Snapshot, StateType
-from pgraft.shm.blocks import Status, StatusWriter
-from pgraft.shm.layout import CommandKind, Role
+from pgraft.shm.layout import CommandKind
 from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns as clock
 from pgraft.transport.records import (
@@ -81,17 +81,13 @@ class Node:
         self._timeout_ns = config.election_timeout_ms * 1_000_000
         self._worker = segment.worker
         self._lease_ref = segment.worker_ref("lease_end_ns")
-        self._status_writer = StatusWriter(segment)
+        self._display = Display(config, core, board, segment)
         self._now = started_ns
         self._last_tick_ns = started_ns
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
         self._led_term = 0
         self._snapshots: dict[int, int] = {}
-        self._status = Status()
-        self._rows_basis: tuple[object, ...] = ()
-        self._rows_shown_ns = 0
         self._lease_basis: tuple[object, ...] = ()
-        self._show_ns = config.heartbeat_interval_ms * 1_000_000 // 2
         self._compacted_check = self.raft.raft_log.applied
         self._start_membership(core.membership_log.current)
 
@@ -145,7 +141,7 @@ class Node:
     def finish(self) -> None:
         """Lease, envelopes, status, answers: what a turn shows to others, in this order."""
         self.flush()
-        self._publish_status()
+        self._display.publish(self._role, self.removed, self._now)
         if self.desk.deliver():
             self.flush()
 
@@ -376,7 +372,7 @@ class Node:
             self.outbox.ring()
         if not self.outbox.is_due():
             return
-        own = self._own_status()
+        own = self._display.own_status()
         if self.outbox.flush(own, self._table(own, now), round_ns=now if asks else 0):
             self.outbox.ring()
         for node_id in self.outbox.take_lost():
@@ -496,74 +492,3 @@ class Node:
     def on_read(self, index: int, context: bytes) -> None:
         """A read barrier got its index: everything up to it is committed."""
         self.desk.read_index(index, context)
-
-    # --- what others see --------------------------------------------------------------------------------
-
-    def _own_role(self) -> Role:
-        learners = self.core.membership_log.current.conf_state.learners
-        return role_of(self.raft.state, is_learner=self.node_id in learners)
-
-    def _own_status(self) -> NodeStatus:
-        raft = self.raft
-        role = self._own_role()
-        raft_log = raft.raft_log
-        return NodeStatus(
-            self.node_id,
-            role,
-            raft.term,
-            raft_log.committed,
-            raft_log.last_index(),
-            0,
-            role == Role.LEARNER,
-        )
-
-    def _matches(self) -> dict[int, Match]:
-        if self.raft.state != StateType.StateLeader:
-            return {}
-        return {
-            node_id: Match(progress.match, progress.next, progress.state == ProgressState.StateReplicate)
-            for node_id, progress in self.raft.trk.progress.items()
-        }
-
-    def _publish_status(self) -> None:
-        """Show what is new: indexes at once, the rows of members at least every half heartbeat."""
-        raft_log, store, now = self.raft.raft_log, self.core.store, self._now
-        basis = (self._role, self.core.membership_log.current, self.removed)
-        if basis != self._rows_basis or now - self._rows_shown_ns >= self._show_ns:
-            self._rows_basis, self._rows_shown_ns = basis, now
-            self._status = self._whole_status()
-            self._status_writer.publish(self._status)
-            return
-        status = self._status
-        indexes = (raft_log.committed, raft_log.applied, store.first_index())
-        if indexes == (status.commit_index, status.applied, status.first_index):
-            return
-        status.commit_index, status.applied, status.first_index = indexes
-        status.last_index = raft_log.last_index()
-        status.log_bytes = store.log_bytes
-        status.published_boot_ns = now
-        self._status_writer.publish_head(status)
-
-    def _whole_status(self) -> Status:
-        raft, store, now = self.raft, self.core.store, self._now
-        membership = self.core.membership_log.current
-        own = self._own_status()
-        reached, _, needed = self.board.voters(membership, now)
-        leader = 0 if self.removed else raft.lead
-        node = membership.get(leader) if leader else None
-        return Status(
-            role=own.role,
-            leader_id=leader,
-            term=raft.term,
-            vote=raft.vote,
-            commit_index=own.commit_index,
-            last_index=own.last_index,
-            applied=raft.raft_log.applied,
-            first_index=store.first_index(),
-            log_bytes=store.log_bytes,
-            published_boot_ns=now,
-            voters_reachable=reached,
-            voters_needed=needed,
-            leader_port=node.port if node is not None else 0,
-            rows=self.board.rows(membership, own, self._matches(), now),
-        )
