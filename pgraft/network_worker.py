@@ -39,6 +39,8 @@ EXIT_CONFIG = 3
 OUTBOUND_BATCH_BYTES = 1024 * 1024
 """Taken from the outbound ring in one turn; input of peers comes in between."""
 BEATS_PER_ELECTION_TIMEOUT = 4
+EXPIRY_NEAR_DAYS = 30
+"""A certificate that ends within this time is warned of, at each start and reload."""
 
 _COUNTERS = (
     "frames_in",
@@ -54,6 +56,7 @@ _COUNTERS = (
 _MESSAGE = int(RecordKind.MESSAGE)
 _RECORD_BYTES_MAX = FRAME_BYTES_MAX + records.PREFIX_BYTES
 _U64_MASK = 2**64 - 1
+_DAY_S = 24 * 3600
 
 
 class ConfigError(Exception):
@@ -130,11 +133,12 @@ class NetworkWorker:
         if self.hub.shared.tls is None:
             return
         try:
-            self.hub.shared.tls = _tls(self._config)
+            self.hub.shared.tls, days_left = load_tls(self._config)
         except ConfigError as error:
             log("ERROR", f"{error}; the certificates loaded before stay in use", hint=error.hint)
             return
-        log("LOG", "network process reloaded its certificates")
+        log("LOG", f"network process reloaded its certificates, this node's is good for {days_left} days")
+        _warn_of_expiry(days_left)
 
     def stop(self) -> None:
         """Let what is under way go out, for STOP_FLUSH_MS at most; then close everything."""
@@ -293,13 +297,49 @@ def _attach(config: NodeConfig) -> Segment:
         raise ConfigError(str(error), "Start the node with pgraft-launch.") from error
 
 
-def _tls(config: NodeConfig) -> TlsContext:
-    from pgraft.transport import tls  # ssl costs five megabytes, and only those pay who use it
+class CertificateExpired(ConfigError):
+    """This node's certificate is out of date, and otherwise good."""
+
+
+def load_tls(config: NodeConfig) -> tuple[TlsContext, int]:
+    """What the files of pgraft.ssl_*_file hold, after a look at whether peers would accept it; and the
+    days that this node's certificate is still good for. Raises ConfigError."""
+    from pgraft.transport import tls, tls_files  # ssl costs megabytes, and only those pay who use it
 
     try:
-        return tls.TlsContext(tls.TlsFiles(config.ssl_cert_file, config.ssl_key_file, config.ssl_ca_file))
-    except tls.TlsFilesWrong as error:
-        raise ConfigError(str(error), "See the settings pgraft.ssl_*_file.") from error
+        context = tls.TlsContext(
+            tls_files.TlsFiles(config.ssl_cert_file, config.ssl_key_file, config.ssl_ca_file)
+        )
+        left_s = context.check_own(tls_files.Whom(config.cluster_id, config.node_id, config.address))
+    except tls_files.CertificateOutOfDate as error:
+        raise CertificateExpired(str(error), error.hint) from error
+    except tls_files.TlsFilesWrong as error:
+        raise ConfigError(str(error), error.hint) from error
+    return context, int(left_s // _DAY_S)
+
+
+def _tls_at_start(config: NodeConfig) -> TlsContext:
+    """As `load_tls`. An expired certificate is no reason to stay away: who renews it reloads it here."""
+    from pgraft.transport import tls, tls_files
+
+    try:
+        context, days_left = load_tls(config)
+    except CertificateExpired as error:
+        log("WARNING", f"{error}: peers will refuse this node", hint=error.hint)
+        return tls.TlsContext(
+            tls_files.TlsFiles(config.ssl_cert_file, config.ssl_key_file, config.ssl_ca_file)
+        )
+    _warn_of_expiry(days_left)
+    return context
+
+
+def _warn_of_expiry(days_left: int) -> None:
+    if days_left < EXPIRY_NEAR_DAYS:
+        log(
+            "WARNING",
+            f"this node's certificate expires in {days_left} days",
+            hint="Renew it, then pgraft-launch reload.",
+        )
 
 
 def _data_dir(arguments: list[str]) -> Path:
@@ -314,7 +354,7 @@ def main(arguments: list[str]) -> int:
     """Run until told to stop; the exit code."""
     try:
         config = load_config(_data_dir(arguments))
-        tls = _tls(config) if config.ssl_enabled else None
+        tls = _tls_at_start(config) if config.ssl_enabled else None
         sockets = _bind(config)
         segment = _attach(config)
     except ConfigError as error:

@@ -13,7 +13,7 @@ from pgraft.postgres.environment import check_environment
 from pgraft.postgres.process import ProcessRef
 from pgraft.postgres.reader import Reader
 from pgraft.shm import segment as segments
-from pgraft_launcher import daemon, prepare, rundir
+from pgraft_launcher import daemon, prepare, rundir, tls
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
 from pgraft_launcher.node import Node
@@ -121,6 +121,7 @@ def _fresh(node: Node, settings: Reader, log: str, progress: Progress) -> Plan:
     if not is_preloaded:
         progress.say("note: without pgraft in shared_preload_libraries its settings are not in pg_settings")
     check_environment(config)
+    tls.check_at_start(config, progress)
     prepare.make_segment(config)
     prepare.write_config(config)
     return prepare.make_plan(node, config, options=settings.options, socket_dirs=sockets, log=log)

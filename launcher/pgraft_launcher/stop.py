@@ -9,7 +9,7 @@ import time
 
 from pgraft.postgres import binaries, process
 from pgraft.postgres.process import ProcessRef
-from pgraft_launcher import daemon, rundir
+from pgraft_launcher import daemon, rundir, tls
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
 from pgraft_launcher.node import Node
@@ -127,4 +127,7 @@ def reload(node: Node, progress: Progress) -> None:
     if descriptor is not None:
         signal.pidfd_send_signal(descriptor, signal.SIGHUP)
         os.close(descriptor)
+    config = node.config()
+    if config is not None:
+        tls.check_reloaded(config)
     progress.say("node signaled")

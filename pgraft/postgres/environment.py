@@ -1,4 +1,4 @@
-"""What can only be seen on this machine: directories, ssl files, the Raft port."""
+"""What can only be seen on this machine: directories, the Raft port."""
 
 from __future__ import annotations
 
@@ -56,37 +56,6 @@ def _owner_hint(path: str) -> str:
     return f"create it with mode 0700 for the user that runs PostgreSQL: install -d -m 0700 -o USER {path}"
 
 
-def check_ssl_files(config: NodeConfig) -> None:
-    """The files of mutual TLS: there, readable, the key not readable by others (as PostgreSQL asks)."""
-    if not config.ssl_enabled:
-        return
-    files = {
-        "pgraft.ssl_cert_file": config.ssl_cert_file,
-        "pgraft.ssl_key_file": config.ssl_key_file,
-        "pgraft.ssl_ca_file": config.ssl_ca_file,
-    }
-    for name, path in files.items():
-        try:
-            with open(path, "rb") as file:
-                found = os.fstat(file.fileno())
-        except OSError as error:
-            raise SettingError(name, path, f"must be a file that can be read: {error.strerror}") from error
-        if not stat.S_ISREG(found.st_mode):
-            raise SettingError(name, path, "must be a regular file")
-        if name == "pgraft.ssl_key_file":
-            _check_key(name, path, found)
-
-
-def _check_key(name: str, path: str, found: os.stat_result) -> None:
-    # As src/backend/libpq/be-secure-common.c: 0600 or less, or 0640 or less when root owns it.
-    allowed = 0o640 if found.st_uid == 0 else 0o600
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & ~(allowed | 0o100):
-        raise SettingError(
-            name, path, f"must not be open to others (mode {mode:04o})", hint=f"chmod {allowed:04o} {path}"
-        )
-
-
 def check_port(config: NodeConfig) -> None:
     """Bind the Raft port once, to hear now and in one line that it is taken."""
     where = join_address(config.listen_host, config.listen_port)
@@ -114,5 +83,4 @@ def check_environment(config: NodeConfig) -> None:
     """All of it, before anything is started."""
     if not os.path.isdir(config.pgdata):
         raise PostgresError(f"{config.pgdata} is not a directory")
-    check_ssl_files(config)
     check_port(config)

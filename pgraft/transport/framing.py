@@ -61,14 +61,17 @@ class ViolationKind(enum.Enum):
     ORDER = "frame out of order"
     SILENCE = "no complete handshake in time"
     TLS = "TLS handshake failed"
+    TLS_ALERT = "it ended the TLS handshake"
+    CERTIFICATE = "its certificate is refused"
 
 
 class ProtocolViolation(Exception):
     """The protocol was broken; catch one of the two below to know by whom."""
 
-    def __init__(self, kind: ViolationKind, detail: str) -> None:
+    def __init__(self, kind: ViolationKind, detail: str, hint: str = "") -> None:
         super().__init__(f"{kind.value}: {detail}")
         self.kind = kind
+        self.hint = hint
 
 
 class RemoteViolation(ProtocolViolation):

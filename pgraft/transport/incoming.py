@@ -58,15 +58,22 @@ class IncomingSession(Session):
         if local is None or self.shared.inbox.stalled:
             self.refuse(NOT_READY)
             return
-        refusal = handshake.judge_hello(hello, local, self.shared.directory.remembered(hello.node_id))
-        if refusal is None and self.shared.tls is not None:
-            member = self.shared.directory.members.get(hello.node_id)
-            address = member.address if member is not None else hello.address
-            refusal = self.shared.tls.judge_peer(self.channel, local, hello.node_id, address)
+        # The certificate first: what the hello says counts once it is known who says it.
+        refusal = self._judge_certificate(hello) or handshake.judge_hello(
+            hello, local, self.shared.directory.remembered(hello.node_id)
+        )
         if refusal is not None:
             self.refuse(refusal)
         else:
             self._hub.admit(self, hello)
+
+    def _judge_certificate(self, hello: Hello) -> Refusal | None:
+        tls = self.shared.tls
+        if tls is None:
+            return None
+        member = self.shared.directory.members.get(hello.node_id)
+        address = member.address if member is not None else hello.address
+        return tls.judge_peer(self.channel, tls.whom(hello.cluster_id, hello.node_id, address))
 
     def welcome(self) -> None:
         """Let it in."""
@@ -278,6 +285,10 @@ def _bind_one(family: int, target: tuple[str | int, ...] | tuple[int, bytes]) ->
 def accept_session(hub: Hub, lobby: Lobby, sock: socket.socket, at: str, host: str) -> None:
     """A connection came in: nobody yet."""
     tls = hub.shared.tls
-    channel: Channel = PlainChannel(sock) if tls is None else tls.wrap(sock, server_side=True)
+    try:
+        channel: Channel = PlainChannel(sock) if tls is None else tls.wrap(sock, server_side=True)
+    except OSError:
+        sock.close()  # gone again already: ssl looks whether a socket is still connected
+        return
     session = IncomingSession(hub, lobby, channel, at, host)
     lobby.enter(session, HANDSHAKE_TIMEOUT_MS)

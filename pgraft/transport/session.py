@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pgraft.log import log
+from pgraft.log import Level, log
 from pgraft.transport import handshake
 from pgraft.transport.channel import Channel
 from pgraft.transport.complaints import Complaints
@@ -172,11 +172,29 @@ class Session(ABC):
         )
 
     def on_violation(self, violation: RemoteViolation) -> None:
-        """The peer broke the protocol: say so, count it, close."""
-        self.shared.wire.counters.malformed += 1
-        who = f"node {self.who.node_id} at {self.at}" if self.who is not None else self.at
-        subject = self.at.rpartition(":")[0] if self.who is None else self.who.node_id
-        self.shared.complaints.log(
-            ("malformed", subject, violation.kind), "LOG", f"closed the connection with {who}: {violation}"
-        )
+        """The peer broke the protocol, or has no right to speak it: say so, count it, close."""
+        self._report(violation)
         self.on_lost(str(violation))
+
+    def _report(self, violation: RemoteViolation) -> None:
+        """The line in the log, and the count. What the other side found in us (an alert) is not counted."""
+        counters = self.shared.wire.counters
+        who = f"node {self.who.node_id} at {self.at}" if self.who is not None else self.at
+        subject: tuple[object, ...] = (self.who.node_id if self.who else self.at.rpartition(":")[0],)
+        level: Level = "WARNING"
+        match violation.kind:
+            case ViolationKind.CERTIFICATE:
+                counters.refused += 1
+                # OpenSSL has some seventy reasons: who mends one and has another hears of it at once.
+                subject += (str(violation),)
+            case ViolationKind.TLS_ALERT:
+                subject += (str(violation),)
+            case _:
+                counters.malformed += 1
+                level = "LOG"
+        self.shared.complaints.log(
+            ("malformed", violation.kind, *subject),
+            level,
+            f"closed the connection with {who}: {violation}",
+            hint=violation.hint,
+        )

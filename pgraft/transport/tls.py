@@ -7,36 +7,23 @@ to that member's address.
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import socket
 import ssl
-import stat
 from collections.abc import Sequence
-from urllib.parse import quote
 
 from pgraft.transport.channel import Buffer
 from pgraft.transport.framing import RemoteViolation, ViolationKind
-from pgraft.transport.handshake import Local
 from pgraft.transport.limits import SEND_JOIN_BYTES
 from pgraft.transport.records import Refusal, RefusalCode
+from pgraft.transport.tls_files import Names, TlsFiles, Whom, check_own, load, reason
 
-_NAMES_SHOWN_MAX = 8
-
-
-class TlsFilesWrong(Exception):
-    """A certificate, key or authority file that cannot be used; the text names the setting and the file."""
-
-
-class TlsFiles:
-    """The three files of pgraft.ssl_*_file."""
-
-    __slots__ = ("ca", "cert", "key")
-
-    def __init__(self, cert: str, key: str, ca: str) -> None:
-        self.cert = cert
-        self.key = key
-        self.ca = ca
+_RECORD_BYTES = 16 * 1024
+"""Plain text of a full TLS record (RFC 8446, 5.1): behind one there is probably another."""
+_NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+_NOT_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG"}
+)
+_OLD_TLS = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "VERSION_TOO_LOW"})
 
 
 class TlsChannel:
@@ -46,7 +33,7 @@ class TlsChannel:
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock
-        self.greedy = True
+        self.greedy = False
         self.wants_read = False
 
     def fileno(self) -> int:
@@ -55,14 +42,18 @@ class TlsChannel:
 
     def recv_into(self, room: memoryview) -> int:
         """Decrypted bytes; an end without a close_notify counts as an end. Raises RemoteViolation, too."""
+        sock = self._sock
         try:
-            return self._sock.recv_into(room)
+            count = sock.recv_into(room)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             raise BlockingIOError from error
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return 0
         except ssl.SSLError as error:
-            raise RemoteViolation(ViolationKind.TLS, _reason(error)) from error
+            raise _violation(error) from error
+        # What OpenSSL has decrypted epoll does not see; asking in vain costs a system call.
+        self.greedy = count >= _RECORD_BYTES or sock.pending() > 0
+        return count
 
     def send(self, parts: Sequence[Buffer], size: int) -> int:
         """Encrypt and send a part of it as one buffer. After "would block", OpenSSL wants to see the
@@ -76,7 +67,7 @@ class TlsChannel:
         except ssl.SSLWantWriteError as error:
             raise BlockingIOError from error
         except ssl.SSLError as error:
-            raise OSError(error.errno, f"TLS: {_reason(error)}") from error
+            raise OSError(error.errno, f"TLS: {reason(error)}") from error
 
     def end_writing(self) -> None:
         """Half-close below TLS; the peer takes that as the end."""
@@ -89,41 +80,52 @@ class TlsChannel:
         """Close the socket."""
         self._sock.close()
 
-    def names(self) -> dict[str, set[str]]:
-        """The subject alternative names of the peer's certificate, by kind."""
-        found: dict[str, set[str]] = {}
-        certificate = self._sock.getpeercert() or {}
-        for entry in certificate.get("subjectAltName", ()):
-            kind, name = str(entry[0]), str(entry[1])
-            found.setdefault(kind, set()).add(name)
-        return found
+    def names(self) -> Names:
+        """Whom the peer's certificate names."""
+        return Names(self._sock.getpeercert())
 
 
 class TlsContext:
     """Both directions' contexts. Raises TlsFilesWrong when a file cannot be used."""
 
     def __init__(self, files: TlsFiles) -> None:
-        self._server = _context(ssl.PROTOCOL_TLS_SERVER, files)
-        self._client = _context(ssl.PROTOCOL_TLS_CLIENT, files)
+        self._files = files
+        self._contexts = load(files)
+
+    def check_own(self, whom: Whom) -> float:
+        """Whether peers will let this node in; seconds that its certificate is still good. Raises
+        TlsFilesWrong, and where only the dates are wrong CertificateOutOfDate."""
+        return check_own(self._contexts, self._files, whom)
 
     def wrap(self, sock: socket.socket, *, server_side: bool) -> TlsChannel:
         """A channel on a connected, non-blocking socket. Raises OSError."""
-        context = self._server if server_side else self._client
+        context = self._contexts.server if server_side else self._contexts.client
+        sock.getpeername()  # one that was reset already is better told before ssl takes it over
         wrapped = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
+        try:
+            # On a socket that is not connected any more ssl would read in the clear (CVE-2023-40217).
+            wrapped.getpeercert()
+        except ValueError:
+            pass  # it is connected, and has not shaken hands yet
+        except OSError:
+            wrapped.close()
+            raise
         return TlsChannel(wrapped)
 
-    def judge_peer(self, channel: object, local: Local, node_id: int, address: str) -> Refusal | None:
-        """Whether the certificate at the other end names this node: None, or why not."""
-        names = channel.names() if isinstance(channel, TlsChannel) else {}
-        wanted = node_uri(local.identity.cluster_id, node_id)
-        if wanted in names.get("URI", ()) or _names_address(names, address):
+    @staticmethod
+    def whom(cluster_id: str, node_id: int, address: str) -> Whom:
+        """The node that a peer claims to be; callers that run without TLS do not import this module."""
+        return Whom(cluster_id, node_id, address)
+
+    def judge_peer(self, channel: object, claimed: Whom) -> Refusal | None:
+        """Whether the certificate at the other end names the node that it claims to be: None, or why not."""
+        names = channel.names() if isinstance(channel, TlsChannel) else Names(None)
+        if names.name(claimed):
             return None
-        shown = sorted(f"{kind}:{name}" for kind, found in names.items() for name in found)
         return Refusal(
             RefusalCode.CERTIFICATE,
-            f"the certificate of node {node_id} does not name it: it has"
-            f" {', '.join(shown[:_NAMES_SHOWN_MAX]) or 'no subject alternative names'}",
-            f"Issue one with the subject alternative name URI:{wanted} or with the node's address.",
+            f"the certificate of node {claimed.node_id} does not name it: it has {names}",
+            f"Issue one with the subject alternative name URI:{claimed.uri} or with the node's address.",
         )
 
 
@@ -136,60 +138,26 @@ def _joined(parts: Sequence[Buffer]) -> Buffer:
     return b"".join(parts)
 
 
-def node_uri(cluster_id: str, node_id: int) -> str:
-    """The URI that names a node in its certificate."""
-    return f"pgraft://{quote(cluster_id, safe='')}/{node_id}"
-
-
-def _names_address(names: dict[str, set[str]], address: str) -> bool:
-    try:
-        wanted = ipaddress.ip_address(address)
-    except ValueError:
-        return address.lower() in {name.lower() for name in names.get("DNS", ())}
-    for name in names.get("IP Address", ()):
-        try:
-            if ipaddress.ip_address(name) == wanted:
-                return True
-        except ValueError:
-            continue
-    return False
-
-
-def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
-    _check_key(files.key)
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # judge_peer asks for the node, which the host name does not give
-    context.verify_mode = ssl.CERT_REQUIRED
-    if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # sessions are not resumed: a reload counts for every new connection
-    try:
-        context.load_cert_chain(files.cert, files.key)
-    except (OSError, ssl.SSLError) as error:
-        raise TlsFilesWrong(
-            f'pgraft.ssl_cert_file "{files.cert}" with pgraft.ssl_key_file "{files.key}": {_reason(error)}'
-        ) from error
-    try:
-        context.load_verify_locations(files.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise TlsFilesWrong(f'pgraft.ssl_ca_file "{files.ca}": {_reason(error)}') from error
-    return context
-
-
-def _check_key(path: str) -> None:
-    """As PostgreSQL does for its own (be-secure-common.c, check_ssl_key_file_permissions)."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise TlsFilesWrong(f'pgraft.ssl_key_file "{path}": {error.strerror}') from error
-    mode = stat.S_IMODE(found.st_mode)
-    allowed = 0o640 if found.st_uid == 0 and os.geteuid() != 0 else 0o600
-    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or mode & ~(allowed | 0o100):
-        raise TlsFilesWrong(
-            f'pgraft.ssl_key_file "{path}" must be a file of this user or of root that others cannot'
-            f" read: mode {mode:04o}, at most {allowed:04o} is allowed"
+def _violation(error: ssl.SSLError) -> RemoteViolation:
+    """What the other side did, in words for its log and ours."""
+    why = reason(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RemoteViolation(
+            ViolationKind.CERTIFICATE,
+            error.verify_message,
+            "It must be valid now, and signed by an authority in this node's pgraft.ssl_ca_file.",
         )
-
-
-def _reason(error: OSError) -> str:
-    return str(getattr(error, "reason", None) or error.strerror or error)
+    if why == _NO_CERTIFICATE:
+        return RemoteViolation(ViolationKind.CERTIFICATE, "it presented none")
+    if why in _NOT_TLS:
+        return RemoteViolation(ViolationKind.TLS, "it does not speak TLS; pgraft.ssl_enabled must agree")
+    if why in _OLD_TLS:
+        return RemoteViolation(ViolationKind.TLS, "it does not speak TLS 1.3")
+    _, is_alert, alert = why.partition("ALERT_")
+    if is_alert:
+        return RemoteViolation(
+            ViolationKind.TLS_ALERT,
+            alert.lower().replace("_", " "),
+            "Its own log says more; it must accept the authority and the dates of this node's certificate.",
+        )
+    return RemoteViolation(ViolationKind.TLS, why)

@@ -1,4 +1,4 @@
-"""What is wrong with directories, ssl files and ports is found before a start."""
+"""What is wrong with directories and ports is found before a start."""
 
 from __future__ import annotations
 
@@ -68,23 +68,6 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be bound"):
         environment.check_port(node(tmp_path, listen_host="192.0.2.1", listen_port=7001))
-
-
-def test_ssl_files_must_be_there_and_the_key_private(tmp_path: Path) -> None:
-    files = {name: tmp_path / name for name in ("cert", "key", "ca")}
-    for path in files.values():
-        path.write_text("x")
-    files["key"].chmod(0o600)
-    settings = {f"ssl_{name}_file": str(path) for name, path in files.items()}
-    tls = node(tmp_path, ssl_enabled=True, **settings)
-    environment.check_ssl_files(tls)
-    files["key"].chmod(0o604)
-    with pytest.raises(SettingError, match=r"ssl_key_file .*must not be open to others \(mode 0604\)"):
-        environment.check_ssl_files(tls)
-    files["ca"].unlink()
-    files["key"].chmod(0o600)
-    with pytest.raises(SettingError, match=r"ssl_ca_file .*must be a file that can be read"):
-        environment.check_ssl_files(tls)
 
 
 def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 import signal
 import socket
 import ssl
+import struct
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +21,9 @@ from pgraft.transport.framing import FrameType, encode_frame
 from pgraft.transport.handshake import encode
 from pgraft.transport.outgoing import PeerState
 from pgraft.transport.records import RecordKind, RefusalCode
-from pgraft.transport.tls import TlsContext, TlsFiles, TlsFilesWrong
+from pgraft.transport.tls import TlsContext
+from pgraft.transport.tls_files import CertificateOutOfDate, TlsFiles, TlsFilesWrong, Whom
+from tests.support.certificates import Maker
 from tests.support.transport_hubs import HubNode, World, hello_of
 from tests.support.transport_nodes import WAIT_S, Cluster, Node, connect_all
 
@@ -122,9 +129,94 @@ def test_a_foreign_authority_gets_no_further_than_tls(
     two = secure(world.node(2), files("foreign")).identify()
     one.members(one)
     two.members(one, two)
-    world.run(lambda: one.counters.malformed > 0)
+    world.run(lambda: one.counters.refused > 0)
     assert one.counters.frames_in == 0
-    assert "TLS handshake failed" in capfd.readouterr().err
+    log = ""
+
+    def told() -> bool:
+        nonlocal log
+        log += capfd.readouterr().err
+        return "it ended the TLS handshake: unknown ca" in log
+
+    # The other side hears why, too: its alert is not lost to a reset.
+    world.run(told)
+    assert "WARNING:  pgraft: closed the connection with 127.0.0.1:" in log
+    assert "its certificate is refused: self-signed certificate" in log or "unable to get local issuer" in log
+    assert one.counters.malformed == two.counters.malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("days", "message"), [((-20, -1), "certificate has expired"), ((10, 20), "certificate is not yet valid")]
+)
+def test_a_certificate_that_is_out_of_date(
+    world: World, tmp_path: Path, days: tuple[int, int], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    maker = Maker(tmp_path / "made")
+    one = secure(world.node(1), maker.issue("one", "pgraft://test/1")).identify()
+    late = maker.issue("two", "pgraft://test/2", starts_days=days[0], ends_days=days[1])
+    two = secure(world.node(2), late).identify()
+    one.members(one)
+    two.members(one, two)
+    world.run(lambda: one.counters.refused > 0)
+    assert one.counters.frames_in == 0
+    assert message in capfd.readouterr().err
+    # The other way round: the expired one is the one that accepts.
+    one.members(one, two)
+    two.members(two)
+    before = one.counters.refused
+    world.run(lambda: one.counters.refused > before)
+    assert one.counters.connections == two.counters.connections == 0
+
+
+def test_what_a_hello_claims_is_judged_by_the_certificate_first(
+    world: World, files: Callable[[str], TlsFiles]
+) -> None:
+    """Whoever has another node's certificate learns nothing of what this node knows about that id."""
+    one = secure(world.node(1), files("node1")).identify()
+    two = secure(world.node(2), files("node1")).identify()
+    one.members(one, removed=(2,))
+    two.members(one, two)
+    world.run(lambda: bool(two.refusals(1)))
+    assert two.refusals(1) == [RefusalCode.CERTIFICATE]
+
+
+def test_a_connection_that_is_gone_before_it_is_accepted(
+    world: World, files: Callable[[str], TlsFiles]
+) -> None:
+    one = secure(world.node(1), files("node1")).identify()
+    for words in (b"", b"something"):
+        with socket.create_connection(("127.0.0.1", one.port)) as sock:
+            sock.sendall(words)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        world.turn()
+    two = secure(world.node(2), files("node2")).identify()
+    one.members(one, two)
+    two.members(one, two)
+    world.run(lambda: one.counters.connections == 2)
+
+
+def test_the_log_of_refused_certificates_is_bounded(
+    world: World, files: Callable[..., TlsFiles], capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = secure(world.node(1), files("node1")).identify()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    for number in range(1, 31):
+        stranger = world.stranger(one)
+        sock = context.wrap_socket(stranger.sock, do_handshake_on_connect=False)
+        world.sockets.append(sock)
+
+        def shaken(sock: ssl.SSLSocket = sock) -> bool:
+            try:
+                sock.do_handshake()
+            except ssl.SSLWantReadError:
+                return False
+            return True
+
+        world.run(shaken)
+        world.run(lambda number=number: one.counters.refused == number)  # type: ignore[misc]
+    assert capfd.readouterr().err.count("its certificate is refused") == 1
 
 
 def test_without_a_certificate_and_without_tls(world: World, files: Callable[[str], TlsFiles]) -> None:
@@ -149,7 +241,7 @@ def test_without_a_certificate_and_without_tls(world: World, files: Callable[[st
                 return True
 
         world.run(refused)
-    world.run(lambda: one.counters.malformed == 2)
+    world.run(lambda: (one.counters.malformed, one.counters.refused) == (1, 1))
     assert one.counters.frames_in == 0
 
 
@@ -160,17 +252,116 @@ def test_a_node_without_tls_says_so(world: World, files: Callable[[str], TlsFile
     assert one.counters.connections == 0
 
 
+# --- this node's own files ---------------------------------------------------------------------------------
+
+
 def test_files_that_cannot_be_used(tmp_path: Path, files: Callable[..., TlsFiles]) -> None:
     good = files("node1")
-    Path(good.key).chmod(0o644)
-    with pytest.raises(TlsFilesWrong, match="others cannot read"):
+    for mode in (0o640, 0o604, 0o620, 0o610, 0o601):
+        Path(good.key).chmod(mode)
+        with pytest.raises(TlsFilesWrong, match="must not be open to others: mode 06") as caught:
+            TlsContext(good)
+        assert caught.value.hint == f"chmod 0600 {good.key}"
+    for mode in (0o600, 0o400, 0o700):
+        Path(good.key).chmod(mode)
         TlsContext(good)
-    Path(good.key).chmod(0o600)
     other = files("node2")
     with pytest.raises(TlsFilesWrong, match="ssl_cert_file"):
         TlsContext(TlsFiles(good.cert, other.key, good.ca))
     with pytest.raises(TlsFilesWrong, match="ssl_ca_file"):
         TlsContext(TlsFiles(good.cert, good.key, str(tmp_path / "none")))
+    with pytest.raises(TlsFilesWrong, match=r"ssl_key_file = '.*/none': must be a file that can be read"):
+        TlsContext(TlsFiles(good.cert, str(tmp_path / "none"), good.ca))
+    with pytest.raises(TlsFilesWrong, match=r"ssl_key_file = .*must be a regular file"):
+        TlsContext(TlsFiles(good.cert, str(tmp_path), good.ca))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(
+    tmp_path: Path, files: Callable[..., TlsFiles]
+) -> None:
+    good = files("node1")
+    locked = tmp_path / "locked.key"
+    openssl = ["openssl", "pkey", "-in", good.key, "-aes256", "-passout", "pass:secret", "-out", str(locked)]
+    subprocess.run(openssl, check=True, capture_output=True)
+    locked.chmod(0o600)
+    with pytest.raises(TlsFilesWrong, match=r"ssl_key_file = '.*locked.key': must not need a passphrase"):
+        TlsContext(TlsFiles(good.cert, str(locked), good.ca))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of root for another user")
+@pytest.mark.parametrize(
+    ("owner", "mode", "allowed"),
+    [
+        ("root", 0o640, True),
+        ("root", 0o600, False),  # allowed by the rule, but that user cannot read it
+        ("root", 0o644, False),
+        ("root", 0o660, False),
+        ("user", 0o600, True),
+        ("user", 0o640, False),
+        ("other", 0o644, False),
+        ("other", 0o600, False),
+    ],
+)
+def test_whose_key_it_is_counts_as_in_postgresql(
+    tmp_path: Path, files: Callable[..., TlsFiles], owner: str, mode: int, allowed: bool
+) -> None:
+    account = pwd.getpwnam("nobody")
+    good = files("node1")
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        folder.chmod(0o755)
+        copies = [shutil.copy(path, folder / Path(path).name) for path in good]
+        for path in copies:
+            os.chmod(path, 0o644)
+        key = copies[1]
+        os.chown(key, {"root": 0, "user": account.pw_uid, "other": 54321}[owner], account.pw_gid)
+        os.chmod(key, mode)
+        assert _loads_as(account, TlsFiles(*map(str, copies))) is allowed
+    finally:
+        shutil.rmtree(folder)
+
+
+def _loads_as(account: pwd.struct_passwd, files: TlsFiles) -> bool:
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            os.setgroups([account.pw_gid])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            TlsContext(files)
+            code = 0
+        except TlsFilesWrong:
+            code = 1
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 1)
+    return code == 0
+
+
+def test_a_node_looks_at_its_own_certificate_as_peers_will(tmp_path: Path) -> None:
+    maker, foreign = Maker(tmp_path), Maker(tmp_path, "foreign")
+    whom = Whom("test", 1, "10.0.0.1")
+    good = maker.issue("good", whom.uri, ends_days=50)
+    assert 49 * 86400 < TlsContext(good).check_own(whom) < 51 * 86400
+    with pytest.raises(
+        TlsFilesWrong, match=r"must name this node, pgraft://test/2 at 10\.0\.0\.1, and names"
+    ):
+        TlsContext(good).check_own(Whom("test", 2, "10.0.0.1"))
+    with pytest.raises(TlsFilesWrong, match=r"not accepted by the authorities in pgraft\.ssl_ca_file"):
+        TlsContext(good._replace(ca=str(foreign.ca))).check_own(whom)
+    for starts, ends in ((-9, -1), (5, 9)):
+        late = maker.issue("late", whom.uri, starts_days=starts, ends_days=ends)
+        with pytest.raises(CertificateOutOfDate, match=r"expired|not yet valid"):
+            TlsContext(late).check_own(whom)
+
+
+@pytest.mark.parametrize("cluster_id", ["a b/c", "ü", "100%"])
+def test_cluster_names_are_quoted_in_a_uri(tmp_path: Path, cluster_id: str) -> None:
+    whom = Whom(cluster_id, 1, "h")
+    TlsContext(Maker(tmp_path).issue("one", whom.uri)).check_own(whom)
 
 
 # --- real processes ---------------------------------------------------------------------------------------
@@ -218,9 +409,16 @@ def test_certificates_are_reloaded_and_connections_stay(
     two.process.send_signal(signal.SIGHUP)
     two.wait_log("reloaded its certificates")
     assert served_certificate(two) != before
-    cert.write_text("nonsense")
-    two.process.send_signal(signal.SIGHUP)
-    two.wait_log("stay in use")
+    # Neither a file that is none, nor a certificate that peers would refuse, takes the place of a good one.
+    another = files("node1")
+    for bad_cert, bad_key in ((tmp_path / "no-certificate", again.key), (Path(another.cert), another.key)):
+        (tmp_path / "no-certificate").write_text("nonsense")
+        lines = two.log().count("stay in use")
+        shutil.copy(bad_cert, cert)
+        shutil.copy(bad_key, in_use.key)
+        two.process.send_signal(signal.SIGHUP)
+        two.wait(lambda lines=lines: two.log().count("stay in use") > lines, "the refusal of bad files")  # type: ignore[misc]
+        assert served_certificate(two) == ssl.PEM_cert_to_DER_cert(Path(again.cert).read_text())
     one.send(2, b"still")
     two.wait_for(RecordKind.MESSAGE, 1, b"still")
     assert two.word("connects") == 1
