@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find pgraft launcher sql -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.sql' -o -name '*.control' -o -name 'Makefile') pyproject.toml
 NODES ?= 3
+TLS ?=
 TEST_JOBS ?= 4
 
 .PHONY: help demo demo-status demo-down test test-shm check format bench generate clean
@@ -32,7 +33,7 @@ $(BIN)/python:
 $(STAMP): $(BIN)/python pyproject.toml
 	@echo "== installing what pgraft needs (about a minute the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=23' 'setuptools>=77'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[embedded,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[embedded,tls,dev]'
 	@touch $@
 
 # pgraft itself is installed anew whenever a source changes, without its dependencies.
@@ -51,8 +52,8 @@ $(VENV)/.shim: $(VENV)/.pgraft
 	done
 	@touch $@
 
-demo: $(VENV)/.shim ## a healthy cluster of three nodes on this machine; make demo-down ends it
-	@$(BIN)/pgraft-launch demo up --nodes $(NODES)
+demo: $(VENV)/.shim ## a healthy cluster of three nodes on this machine; make demo-down ends it; TLS=1 with mutual TLS
+	@$(BIN)/pgraft-launch demo up --nodes $(NODES) $(if $(TLS),--tls)
 
 demo-status: $(VENV)/.shim ## how the demo cluster is
 	@$(BIN)/pgraft-launch demo status

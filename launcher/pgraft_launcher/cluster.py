@@ -3,6 +3,7 @@
 DIR/demo.json       the nodes and their ports
 DIR/nodeN           PostgreSQL's data, with DIR/nodeN.pgraft beside it
 DIR/nodeN.log       the log of that node
+DIR/tls             with TLS: the authority and the nodes' certificates
 DIR/s               Unix sockets (elsewhere when the path would be too long for one)
 """
 
@@ -50,12 +51,19 @@ class Cluster:
     """All nodes of one demo."""
 
     def __init__(
-        self, directory: Path, members: list[DemoMember], sockets: Path, installation: Installation
+        self,
+        directory: Path,
+        members: list[DemoMember],
+        sockets: Path,
+        installation: Installation,
+        *,
+        has_tls: bool,
     ) -> None:
         self.directory = directory
         self.members = members
         self.sockets = sockets
         self.installation = installation
+        self.has_tls = has_tls
 
     @classmethod
     def load(cls, directory: Path) -> Cluster | None:
@@ -63,14 +71,18 @@ class Cluster:
         try:
             content = json.loads((directory / _CATALOGUE).read_text(encoding="utf-8"))
             members = [DemoMember(*member) for member in content["nodes"]]
-            return cls(directory, members, Path(content["sockets"]), Installation(Path(content["bindir"])))
+            installation = Installation(Path(content["bindir"]))
+            has_tls = bool(content.get("tls"))
+            return cls(directory, members, Path(content["sockets"]), installation, has_tls=has_tls)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise LaunchError(f"{directory / _CATALOGUE} cannot be read: {error}") from error
 
     @classmethod
-    def make(cls, directory: Path, count: int, installation: Installation) -> Cluster:
+    def make(
+        cls, directory: Path, count: int, installation: Installation, *, has_tls: bool = False
+    ) -> Cluster:
         """A new demo with free ports; the nodes are made by `up`."""
         if any(directory.iterdir()):
             raise LaunchError(f"{directory} is not empty, and holds no demo", hint="name another with --dir")
@@ -80,9 +92,14 @@ class Cluster:
         if len(os.fsencode(sockets)) > SOCKET_DIR_BYTES_MAX:
             sockets = Path(tempfile.mkdtemp(prefix="pgraft-s-", dir="/tmp"))
         sockets.mkdir(mode=0o700, exist_ok=True)
-        content = {"nodes": members, "sockets": str(sockets), "bindir": str(installation.bindir)}
+        content = {
+            "nodes": members,
+            "sockets": str(sockets),
+            "bindir": str(installation.bindir),
+            "tls": has_tls,
+        }
         (directory / _CATALOGUE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        return cls(directory, members, sockets, installation)
+        return cls(directory, members, sockets, installation, has_tls=has_tls)
 
     # --- up -------------------------------------------------------------------------------------------
 
@@ -126,9 +143,15 @@ class Cluster:
                 settings=settings,
                 pg_config=str(self.installation.bindir),
                 progress=Progress(silent=True),
+                make_certs=self.certificates if self.has_tls else None,
             )
         )
         progress.end("done")
+
+    @property
+    def certificates(self) -> Path:
+        """Where the files of mutual TLS are."""
+        return self.directory / "tls"
 
     def _start(self, member: DemoMember, progress: Progress, timeout_s: float) -> None:
         found, settings = self._find(member, [])
@@ -200,6 +223,8 @@ class Cluster:
 
     def _show_nodes(self, progress: Progress) -> None:
         statuses = self.statuses()
+        if self.has_tls:
+            progress.say(f"nodes talk to each other with mutual TLS, certificates in {self.certificates}")
         progress.say(f"\n{len(statuses)} node(s) up, connect with:")
         program = self.installation.program("psql")
         for status in statuses:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pgraft.postgres import binaries
-from pgraft_launcher import extension, privileges
+from pgraft_launcher import certificates, extension, privileges
 from pgraft_launcher.arguments import seconds
 from pgraft_launcher.cluster import NODES_MAX, Cluster
 from pgraft_launcher.errors import EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
@@ -58,6 +58,8 @@ def _settle(args: argparse.Namespace) -> tuple[Path, str]:
 def _up(args: argparse.Namespace) -> int:
     progress = Progress(silent=args.silent)
     directory, user = _settle(args)
+    if args.tls:
+        certificates.require()
     if privileges.is_root():
         privileges.check_reach(pwd.getpwnam(user), directory)
     installation = binaries.find(args.pg_config)
@@ -73,7 +75,12 @@ def _up(args: argparse.Namespace) -> int:
         account = pwd.getpwnam(user)
         os.chown(directory, account.pw_uid, account.pw_gid)
         privileges.become(account)
-    cluster = Cluster.load(directory) or Cluster.make(directory, args.nodes, installation)
+    cluster = Cluster.load(directory) or Cluster.make(directory, args.nodes, installation, has_tls=args.tls)
+    if args.tls and not cluster.has_tls:
+        raise LaunchError(
+            f"the demo in {directory} was made without TLS",
+            hint=f"pgraft-launch demo down --dir {shlex.quote(str(directory))}, or name another with --dir",
+        )
     if len(cluster.members) != args.nodes and args.nodes_given:
         raise LaunchError(
             f"the demo in {directory} has {len(cluster.members)} nodes",
@@ -220,6 +227,11 @@ def _add_up(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default=NODES_DEFAULT,
         action=_Nodes,
         help=f"how many nodes, at most {NODES_MAX}; default: {NODES_DEFAULT}",
+    )
+    up.add_argument(
+        "--tls",
+        action="store_true",
+        help="mutual TLS between the nodes, with an authority and certificates made in DIR/tls",
     )
     up.add_argument("--pg-config", metavar="PATH", help="pg_config of the PostgreSQL to use")
     up.set_defaults(run=_up, nodes_given=False)

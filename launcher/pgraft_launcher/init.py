@@ -12,7 +12,8 @@ from pgraft.postgres import binaries, conffile, config, reader
 from pgraft.postgres.binaries import Installation
 from pgraft.postgres.errors import PostgresError
 from pgraft.postgres.reader import Reader
-from pgraft_launcher import extension, privileges
+from pgraft.postgres.settings import NodeConfig
+from pgraft_launcher import certificates, extension, privileges
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.progress import Progress
 
@@ -32,9 +33,11 @@ class InitOptions:
         initdb_options: list[str] | None = None,
         user: str | None = None,
         progress: Progress | None = None,
+        make_certs: Path | None = None,
     ) -> None:
         self.directory = directory
         self.settings = settings
+        self.make_certs = make_certs
         self.pg_config = pg_config
         self.initdb_options = initdb_options or []
         self.user = user
@@ -43,7 +46,7 @@ class InitOptions:
 
 def init(options: InitOptions) -> None:
     """Make, or complete, one node. What is there already stays; doing it twice changes nothing."""
-    _check(options.settings)
+    config = _check(options)
     directory = options.directory
     installation = _installation(options)
     if privileges.is_root():
@@ -53,26 +56,50 @@ def init(options: InitOptions) -> None:
         _give(directory, user)
         if "pgraft.data_dir" not in options.settings:
             _give(Path(f"{directory}.pgraft"), user)
+        if options.make_certs is not None:
+            _give(options.make_certs, user)
         privileges.become(user)
     else:
         extension.ensure(installation, options.progress)
+    settings = options.settings | _make_certificates(options, config)
     superuser = _superuser(options.initdb_options)
     if binaries.data_dir_version(directory) is None:
         _initdb(installation, options)
     else:
         options.progress.say(f"{directory} is a data directory of PostgreSQL {installation.major} already")
         superuser = conffile.read_notes(directory).get("superuser", superuser)
-    _write_settings(installation, options, superuser)
+    _write_settings(installation, directory, settings, superuser)
     options.progress.say(f"settings of pgraft written to {directory / 'postgresql.conf'}")
 
 
-def _check(settings: dict[str, str]) -> None:
+def _check(options: InitOptions) -> NodeConfig:
     """What start would refuse, refused now: nothing has been made yet."""
+    settings = options.settings
     for name in settings:
         conffile.check_name(name)
+    if options.make_certs is not None:
+        certificates.require()
+        for name in ("cert", "key", "ca"):
+            if f"pgraft.ssl_{name}_file" in settings:
+                raise LaunchError(f"--make-certs sets pgraft.ssl_{name}_file itself", hint="leave one out")
     values = config.parse_values(settings)
     data_dir = str(values["pgraft.data_dir"]) or "/pgraft"
-    config.build_config(values, {}, pgdata="/-", data_dir=data_dir, segment_name="-", stored=None)
+    return config.build_config(values, {}, pgdata="/-", data_dir=data_dir, segment_name="-", stored=None)
+
+
+def _make_certificates(options: InitOptions, config: NodeConfig) -> dict[str, str]:
+    """Those of every node that the list tells of, so that the directory can go to the other machines."""
+    directory = options.make_certs
+    if directory is None:
+        return {}
+    ids = {config.node_id}
+    if config.initial_cluster_state == "new":
+        ids |= {member.node_id for member in config.initial_cluster}
+    made = certificates.ensure(directory, config.cluster_id, sorted(ids))
+    if made:
+        names = ", ".join(certificates.files_of(directory, node_id).cert.name for node_id in made)
+        options.progress.say(f"certificates for trials made in {directory}: {names}")
+    return certificates.files_of(directory, config.node_id).settings()
 
 
 def _installation(options: InitOptions) -> Installation:
@@ -130,12 +157,14 @@ def _initdb(installation: Installation, options: InitOptions) -> None:
         )
 
 
-def _write_settings(installation: Installation, options: InitOptions, superuser: str) -> None:
-    path = options.directory / "postgresql.conf"
+def _write_settings(
+    installation: Installation, directory: Path, given: dict[str, str], superuser: str
+) -> None:
+    path = directory / "postgresql.conf"
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        current = _preloaded(installation, options.directory, text)
-        settings = {_PRELOAD: conffile.library_list(current)} | options.settings
+        current = _preloaded(installation, directory, text)
+        settings = {_PRELOAD: conffile.library_list(current)} | given
         notes = {"bindir": str(installation.bindir), "superuser": superuser}
         conffile.replace_file(path, conffile.with_block(text, settings, notes))
     except OSError as error:
@@ -182,6 +211,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--set", metavar="NAME=VALUE", action="append", default=[], help="any other setting; may be repeated"
     )
     parser.add_argument(
+        "--make-certs",
+        metavar="DIR",
+        help="mutual TLS for a trial: make an authority and the nodes' certificates in DIR, where they are"
+        " not there yet, and use them; copy DIR to the other machines",
+    )
+    parser.add_argument(
         "-o",
         "--initdb-options",
         metavar="OPTIONS",
@@ -223,6 +258,7 @@ def _run(args: argparse.Namespace) -> int:
         initdb_options=reader.split_options(args.initdb_options),
         user=args.user,
         progress=Progress(silent=args.silent),
+        make_certs=Path(os.path.abspath(args.make_certs)) if args.make_certs else None,
     )
     init(options)
     user = f" --user {args.user}" if args.user else ""
