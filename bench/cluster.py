@@ -24,6 +24,8 @@ REPO = Path(__file__).resolve().parents[1]
 LAUNCH_WAIT_S = 180
 HEALTHY_WAIT_S = 60
 POLL_S = 0.05
+NOT_RUNNING = 3
+"""Exit status of pgraft-launch status, as pg_ctl's."""
 PYTHON_PARTS = ("supervisor", "worker", "network")
 CONNECTIONS = 300
 """max_connections of the nodes: 256 sessions, and room for ours."""
@@ -153,12 +155,12 @@ class PgraftCluster:
         """End the cluster."""
         launch("demo", "down", "--dir", str(self.root))
 
-    def status(self) -> list[Node]:
-        """All nodes, as `demo status --json` gives them."""
+    def status(self, *, may_be_down: bool = False) -> list[Node]:
+        """All nodes, as `demo status --json` gives them; `may_be_down`: one that does not run is no error."""
+        command = ("demo", "status", "--dir", str(self.root), "--json")
         try:
-            return msgspec.convert(
-                json.loads(launch("demo", "status", "--dir", str(self.root), "--json")), list[Node]
-            )
+            printed = launch(*command, accept=(0, NOT_RUNNING) if may_be_down else (0,))
+            return msgspec.convert(json.loads(printed), list[Node])
         except (ValueError, msgspec.ValidationError) as error:
             raise BenchError(f"pgraft-launch demo status --json: {error}") from error
 

@@ -22,7 +22,7 @@ from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.boot import ConfigConflict, build_node, open_durable_state, open_identity
 from pgraft.node.commands import RESTARTED, CommandSource
-from pgraft.node.core import DiskStalled
+from pgraft.node.disk_watch import DiskStalled, DiskWatch
 from pgraft.node.membership import MembershipError
 from pgraft.node.node import Node
 from pgraft.postgres.settings import NodeConfig
@@ -40,6 +40,7 @@ INBOUND_READ_BYTES = 2 * 1024 * 1024
 HAND_OVER_MS_MAX = 1000
 IDLE_WAKE_MS = 200
 """How often a worker that takes no part looks whether its segment still counts."""
+STALL_HINT = "Check the disk and the kernel's log, then restart this node with pgraft-launch restart."
 _MS = 1_000_000
 _FAILURES = (StorageError, DiskStalled, InvariantViolation, MembershipError)
 
@@ -70,6 +71,7 @@ class RaftWorker:
         self._state = -1
         self._stopping = False
         self._ready = False
+        self._watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -124,6 +126,8 @@ class RaftWorker:
     def run(self, node: Node) -> None:
         """Turn after turn, until told to stop. Raises Stop."""
         self._words["joined"] = 1
+        self._watch = node.core.watch
+        self._watch.start(self._on_stall)
         more = False
         while True:
             now = now_ns()
@@ -170,7 +174,9 @@ class RaftWorker:
         if not self._inbound.pending() and (gathers or not self.source.pending()):
             wait_ms = (until_ns - now + _MS - 1) // _MS
             if wait_ms > 0:
+                self._watch.idle = True
                 rung = bool(self._poll.poll(wait_ms))
+                self._watch.idle = False
         self._bell.awake(rung=rung)
 
     def _is_over(self) -> bool:
@@ -206,11 +212,25 @@ class RaftWorker:
         node.core.store.close()
         self._gone()
 
-    def stay_out(self, reason: str, hint: str) -> None:
-        """After a failure: no lease, no vote, no message; sessions are told why. Raises Stop."""
+    def _on_stall(self, reason: str) -> None:
+        """In the watching thread, while this one hangs: what can be told without it."""
+        self._leave(reason, STALL_HINT)
+
+    def _leave(self, reason: str, hint: str) -> None:
         self._words["lease_end_ns"] = 0
         self._set_state(WorkerState.ERROR, reason)
         log("ERROR", f"node {self._config.node_id} leaves consensus: {reason}", hint=hint)
+
+    def stay_out(self, reason: str, hint: str) -> None:
+        """After a failure: no lease, no vote, no message; sessions are told why. Raises Stop."""
+        self._watch.stop()
+        if self._watch.stalled:
+            # A turn that had begun may have shown its lease again.
+            self._words["lease_end_ns"] = 0
+            reason = self._watch.stalled
+            log("LOG", f"the disk of node {self._config.node_id} answers again, too late", hint=STALL_HINT)
+        else:
+            self._leave(reason, hint)
         answer = answers.not_running(reason)
         unknown = answers.unknown(f"this node left consensus: {reason}")
         self.source.answer_taken_earlier(unknown)

@@ -276,7 +276,13 @@ def _tells_state(args: argparse.Namespace) -> bool:
 
 
 def _os_hint(error: OSError) -> str:
-    return "run this as the owner of the data directory, or as root" if error.errno == errno.EACCES else ""
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return "run this as the owner of the data directory, or as root"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "free space on its file system"
+        case _:
+            return ""
 
 
 def _joined(argv: list[str]) -> list[str]:

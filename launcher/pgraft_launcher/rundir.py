@@ -103,12 +103,18 @@ def path(data_dir: str, name: str = "") -> str:
 def write_file(target: str, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new one.
 
-    Not for what must survive power loss: nothing is synced.
+    Not for what must survive power loss: nothing is synced. OSError names the file; the old text stays.
     """
     aside = f"{target}.{os.getpid()}.new"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+        left = memoryview(text.encode("utf-8", "surrogateescape"))
+        while left:
+            # A disk that is nearly full takes a part of it.
+            left = left[os.write(descriptor, left) :]
+    except OSError as error:
+        os.unlink(aside)
+        raise OSError(error.errno, error.strerror, target) from error
     finally:
         os.close(descriptor)
     os.replace(aside, target)

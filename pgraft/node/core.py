@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
+from pgraft.node.disk_watch import DiskWatch
 from pgraft.node.membership import (
     Membership,
     MembershipLog,
@@ -44,10 +45,6 @@ TURNS_MAX = 64
 """Ready rounds in one turn; what is left comes in the next, after messages and commands were read."""
 
 _BEFORE_SYNC = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageType.MsgSnap))
-
-
-class DiskStalled(Exception):
-    """A sync took longer than the node may wait for its disk: it takes part no more."""
 
 
 class BootStorage:
@@ -110,7 +107,7 @@ class Core:
         self.membership_log, hard_state = replay_membership(store)
         self._durable = hard_state
         self._written_commit = hard_state.commit
-        self._stall_ns = config.disk_stall_timeout_ms * 1_000_000
+        self.watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
         self.syncs = 0
         self.sync_ns_total = 0
         self.sync_ns_max = 0
@@ -150,7 +147,8 @@ class Core:
         self.raft.become_follower(self.raft.term, NO_NODE)
 
     def turn(self, effects: Effects) -> bool:
-        """Do all that is ready. Returns whether there is more. Raises StorageError."""
+        """Do all that is ready. Returns whether there is more. Raises StorageError and DiskStalled."""
+        self.watch.next_step()
         for _ in range(TURNS_MAX):
             if not self.raw.has_ready():
                 return False
@@ -209,11 +207,7 @@ class Core:
         self.syncs += 1
         self.sync_ns_total += took_ns
         self.sync_ns_max = max(self.sync_ns_max, took_ns)
-        if took_ns > self._stall_ns:
-            raise DiskStalled(
-                f"a write to the entry log took {took_ns // 1_000_000} ms, longer than"
-                f" pgraft.disk_stall_timeout ({self._stall_ns // 1_000_000} ms)"
-            )
+        self.watch.next_step()
 
     def write_commit(self) -> None:
         """Write the commit index, so that the next start knows it. Raises StorageError."""

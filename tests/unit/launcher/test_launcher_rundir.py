@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -94,3 +95,26 @@ def test_cleaning_keeps_what_status_needs(record: Record) -> None:
         (run / name).write_text("")
     rundir.clean(record.plan.data_dir)
     assert sorted(path.name for path in run.iterdir()) == ["node.json", "supervisor.json"]
+
+
+def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_record(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rundir.save(record)
+    old = Path(rundir.path(record.plan.data_dir, "supervisor.json")).read_bytes()
+    real, room = os.write, [100]
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = real(descriptor, data[: room[0]])
+        room[0] -= done
+        return done
+
+    record.plan.name = "other"
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match=r"No space left on device.*supervisor\.json") as caught:
+        rundir.save(record)
+    assert caught.value.errno == errno.ENOSPC
+    assert Path(rundir.path(record.plan.data_dir, "supervisor.json")).read_bytes() == old
+    assert sorted(os.listdir(rundir.path(record.plan.data_dir))) == ["supervisor.json"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from pgraft.node.core import Core
+from pgraft.node.disk_watch import DiskStalled, DiskWatch
 from pgraft.node.envelope import Envelope, NodeStatus, decode, encode
 from pgraft.node.lease import LEASE_PERCENT, Lease
 from pgraft.node.membership import Membership
@@ -381,15 +383,41 @@ def test_a_snapshot_and_entries_behind_it_in_one_turn(tmp_path: Path) -> None:
 
 
 def test_a_stalled_disk_ends_the_part_in_consensus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pgraft.node.core as module
-
     core, effects = bare_core(tmp_path), Recorder()
-    times = iter(range(0, 10**15, 61_000 * MS))
-    monkeypatch.setattr(module, "clock", lambda: next(times))
+    append = core.store.append
+
+    def hanging(*arguments: Any, **options: Any) -> None:
+        looks = range(1000 * MS, 120_000 * MS, 1000 * MS)
+        assert any(core.watch.look(now) for now in looks), "the watch sees it while it hangs"
+        append(*arguments, **options)
+
+    monkeypatch.setattr(core.store, "append", hanging)
     core.raw.step(Message(type=MessageType.MsgVote, to=1, from_=2, term=2, index=9, log_term=1))
-    with pytest.raises(module.DiskStalled, match="disk_stall_timeout"):
+    with pytest.raises(DiskStalled, match="disk_stall_timeout"):
         core.turn(effects)
     assert "MsgVoteResp" not in effects.calls
+
+
+def test_only_time_lived_through_counts_as_a_stall() -> None:
+    watch = DiskWatch(10_000, "/data")
+    watch.next_step()
+    now = 0
+    # A process that is stopped for an hour, again and again, in the middle of its syncs.
+    for _ in range(3):
+        now += 3600 * 1000 * MS
+        assert not watch.look(now)
+    watch.next_step()
+    assert not watch.look(now)
+    for _ in range(9):
+        now += 1000 * MS
+        assert not watch.look(now)
+    watch.idle = True
+    assert not watch.look(now + 1000 * MS)
+    watch.idle = False
+    for number in range(1, 11):
+        assert watch.look(now + (1 + number) * 1000 * MS) == (number == 10)
+    with pytest.raises(DiskStalled, match='below "/data" has not returned for 10000 ms'):
+        watch.next_step()
 
 
 def test_the_simulation_gives_the_real_clock_back(tmp_path: Path) -> None:
