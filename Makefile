@@ -20,8 +20,10 @@ SOURCES := $(shell find pgraft launcher sql -name '*.py' -o -name '*.c' -o -name
 NODES ?= 3
 TLS ?=
 TEST_JOBS ?= 4
+MINUTES ?= 10
+FORM ?= processes
 
-.PHONY: help demo demo-status demo-down test test-shm check format bench generate clean
+.PHONY: help demo demo-status demo-down test test-shm check format bench soak generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -87,6 +89,9 @@ generate: $(STAMP) ## write the C headers that are made from Python tables
 
 bench: $(VENV)/.shim ## benchmarks, against etcd where it is installed; BENCH="--quick" for a short run
 	@$(BIN)/python -m bench $(BENCH)
+
+soak: $(VENV)/.shim ## a cluster under faults, checked: MINUTES=10 FORM=processes|network|storage NODES=3 SEED=
+	@$(BIN)/python -m tests.soak --form $(FORM) --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED)) $(SOAK)
 
 clean: ## remove what was built here
 	@rm -rf .venv .venv313 build pgraft.egg-info .pytest_cache .mypy_cache .ruff_cache
