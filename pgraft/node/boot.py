@@ -20,6 +20,7 @@ from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.types import ConfState, HardState
+from pgraft.shm.blocks import BlockUnreadable, read_status
 from pgraft.shm.doorbell import Bell
 from pgraft.shm.segment import NETWORK_BELL, Segment
 from pgraft.shm.words import now_ns
@@ -102,6 +103,19 @@ def open_durable_state(config: NodeConfig, identity: Identity) -> Store:
     return store
 
 
+def _applied_before(segment: Segment, store: Store) -> int:
+    """What an earlier worker of this segment had applied: it was committed, and on disk before.
+
+    The commit index on disk lags behind (it is never written alone), and sessions that have read the later
+    one must not see it go back. Nothing is believed of a log with an older term: not the same one.
+    """
+    try:
+        status = read_status(segment)
+    except BlockUnreadable:
+        return 0
+    return min(status.applied, store.last_index()) if status.term <= store.hard_state.term else 0
+
+
 def build_node(
     config: NodeConfig, identity: Identity, store: Store, source: CommandSource, segment: Segment
 ) -> Node:
@@ -116,7 +130,7 @@ def build_node(
     quiet, promised = _quiet(config, identity, store, now)
     if promised != identity:
         update_identity(Path(config.data_dir), promised)
-    core = Core(config, store, secrets.randbits(64))
+    core = Core(config, store, secrets.randbits(64), _applied_before(segment, store))
     outbound = segment.outbound_writer()
     bell = Bell(Path(config.data_dir) / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
     outbox = Outbox(config.node_id, outbound, bell, core.promise_ns // 1_000_000)

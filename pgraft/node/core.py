@@ -85,9 +85,13 @@ class Effects(Protocol):
         """A read barrier got its index."""
 
 
-def replay_membership(store: Store) -> tuple[MembershipLog, HardState]:
-    """The membership at the commit index on disk, rebuilt from the snapshot and the changes behind it."""
-    hard_state = store.hard_state
+def replay_membership(store: Store, applied: int = 0) -> tuple[MembershipLog, HardState]:
+    """The membership at the commit index, rebuilt from the snapshot and the changes behind it.
+
+    That index is the one on disk, or `applied`, where it is known that so much had been applied.
+    """
+    written = store.hard_state
+    hard_state = HardState(written.term, written.vote, max(written.commit, applied))
     snapshot = store.snapshot()
     index = snapshot.metadata.index
     log = MembershipLog(index, from_snapshot(snapshot) if index else Membership())
@@ -102,11 +106,11 @@ def replay_membership(store: Store) -> tuple[MembershipLog, HardState]:
 class Core:
     """RawNode and Store, turn by turn."""
 
-    def __init__(self, config: NodeConfig, store: Store, seed: int) -> None:
+    def __init__(self, config: NodeConfig, store: Store, seed: int, applied: int = 0) -> None:
         self.store = store
-        self.membership_log, hard_state = replay_membership(store)
+        self.membership_log, hard_state = replay_membership(store, applied)
         self._durable = hard_state
-        self._written_commit = hard_state.commit
+        self._written_commit = store.hard_state.commit
         self.watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
         self.syncs = 0
         self.sync_ns_total = 0

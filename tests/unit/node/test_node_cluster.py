@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
+from pgraft.node.desk import BOOTSTRAP_INDEX
 from pgraft.shm.layout import CommandKind, Outcome, Role
-from tests.support.node_sim import ELECTION_MS, HEARTBEAT_MS, MS, Sim, SimNode
+from tests.support.node_sim import ELECTION_MS, HEARTBEAT_MS, MS, Sim, SimNode, make_run_dir
 
 
 def watch_leases(sim: Sim) -> list[int]:
@@ -104,6 +107,40 @@ def test_all_killed_at_once_come_back_with_everything(sim: Sim) -> None:
     sim.wait_leader(5 * ELECTION_MS)
     sim.run(500)
     assert_same_texts(sim, b"kept")
+
+
+def test_a_new_worker_shows_no_older_commit_index(sim: Sim) -> None:
+    sim.form(3)
+    leader = sim.wait_leader()
+    sim.wait(*(leader.replicate(b"%d" % number) for number in range(3)))
+    sim.run(200)
+    for node in sim.nodes.values():
+        shown = node.status.commit_index
+        assert shown == leader.status.commit_index
+        # The last one's commit came behind its batch, and nothing came after it.
+        assert node.live.core.store.hard_state.commit < shown
+        sim.isolate(node.id)
+        node.restart()
+        sim.run(50)
+        assert (node.status.commit_index, node.status.applied) == (shown, shown)
+    sim.heal()
+    sim.wait_leader(5 * ELECTION_MS)
+    sim.wait(sim.wait_leader().replicate(b"on"))
+    sim.run(200)
+    assert_same_texts(sim, b"0", b"1", b"2", b"on")
+
+
+def test_a_worker_with_another_log_believes_no_old_status(sim: Sim) -> None:
+    node = sim.form(1)[0]
+    sim.wait_leader()
+    sim.wait(node.replicate(b"x"))
+    term = node.status.term
+    node.kill()
+    shutil.rmtree(node.config.data_dir)
+    make_run_dir(node.config)
+    node.start()
+    assert node.live.core.raft.raft_log.committed == BOOTSTRAP_INDEX
+    assert node.live.core.store.hard_state.term < term
 
 
 def test_a_new_worker_answers_unknown_to_what_an_earlier_one_took(sim: Sim) -> None:
