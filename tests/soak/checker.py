@@ -116,30 +116,50 @@ def terms_never_go_back(history: History, _: Log) -> Iterator[Violation]:
     for reading in history.readings:
         if reading.term_after and reading.term > reading.term_after:
             yield Violation("term went back", f"within {_reading(reading)}")
-    yield from _never_back(history, "term went back", lambda r: r.term, lambda r: r.term_after or r.term)
+    for readings in _by_node(history).values():
+        yield from _never_back(readings, "term went back", lambda r: r.term, lambda r: r.term_after or r.term)
 
 
 def commit_indexes_never_go_back(history: History, _: Log) -> Iterator[Violation]:
-    """The commit index of one node grows."""
-    yield from _never_back(
-        history, "commit index went back", lambda r: r.commit_index, lambda r: r.commit_index
-    )
+    """The commit index of one node grows, as long as its segment lives.
+
+    A commit index is written with the next batch only. A node that was killed whole, segment and all, may
+    start with an older one; nobody was promised more than the entries.
+    """
+    rule = "commit index went back"
+    for readings in _by_life(history):
+        yield from _never_back(readings, rule, lambda r: r.commit_index, lambda r: r.commit_index)
+
+
+def _by_node(history: History) -> dict[int, list[Reading]]:
+    found: defaultdict[int, list[Reading]] = defaultdict(list)
+    for reading in sorted(history.readings, key=lambda r: r.asked_ns):
+        found[reading.node_id].append(reading)
+    return found
+
+
+def _by_life(history: History) -> Iterator[list[Reading]]:
+    """Readings of one node and one segment each, without those that may be of either."""
+    for node_id, readings in _by_node(history).items():
+        lives = sorted((life.last_ns, life.first_ns) for life in history.lives if life.node_id == node_id)
+        begins = 0
+        for last_ns, first_ns in [*lives, (2**63, 2**63)]:
+            yield [one for one in readings if begins <= one.asked_ns and one.told_ns <= last_ns]
+            begins = first_ns
 
 
 def _never_back(
-    history: History, rule: str, first: Callable[[Reading], int], last: Callable[[Reading], int]
+    readings: list[Reading], rule: str, first: Callable[[Reading], int], last: Callable[[Reading], int]
 ) -> Iterator[Violation]:
-    """Of two readings of one node of which one had ended when the other began; zeros tell nothing."""
-    for node_id in sorted({reading.node_id for reading in history.readings}):
-        ended: list[tuple[int, int]] = []
-        floor = 0
-        mine = (reading for reading in history.readings if reading.node_id == node_id)
-        for reading in sorted(mine, key=lambda r: r.asked_ns):
-            while ended and ended[0][0] < reading.asked_ns:
-                floor = max(floor, heapq.heappop(ended)[1])
-            if first(reading) and first(reading) < floor:
-                yield Violation(rule, f"{floor} had been read before {_reading(reading)}")
-            heapq.heappush(ended, (reading.told_ns, last(reading)))
+    """Of two readings of which one had ended when the other began; zeros tell nothing."""
+    ended: list[tuple[int, int]] = []
+    floor = 0
+    for reading in readings:
+        while ended and ended[0][0] < reading.asked_ns:
+            floor = max(floor, heapq.heappop(ended)[1])
+        if first(reading) and first(reading) < floor:
+            yield Violation(rule, f"{floor} had been read before {_reading(reading)}")
+        heapq.heappush(ended, (reading.told_ns, last(reading)))
 
 
 def one_leader_a_term(history: History, _: Log) -> Iterator[Violation]:

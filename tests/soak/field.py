@@ -13,6 +13,7 @@ from collections.abc import Hashable
 import psutil
 
 from pgraft.postgres.process import ProcessRef, identify, is_alive, open_pidfd
+from tests.soak.history import History
 from tests.soak.watch import Watch
 from tests.support.pgcluster import Cluster, Node
 
@@ -24,9 +25,10 @@ LEADER_PERCENT = 40
 class Field:
     """Handed to every fault."""
 
-    def __init__(self, cluster: Cluster, watch: Watch, election_timeout_ms: int) -> None:
+    def __init__(self, cluster: Cluster, watch: Watch, history: History, election_timeout_ms: int) -> None:
         self.cluster = cluster
         self.watch = watch
+        self.history = history
         self.election_timeout_s = election_timeout_ms / 1000
         self._claims: set[Hashable] = set()
         self._lock = threading.Lock()
@@ -83,11 +85,6 @@ class Field:
                         found.append(child)
         refs = (identify(process.pid) for process in sorted(found, key=lambda one: one.pid))
         return [ref for ref in refs if ref is not None]
-
-    def ring_owner(self, node: Node) -> ProcessRef | None:
-        """The backend that holds the lock of the node's command ring now."""
-        pid = self.watch.ring_owner(node.node_id)
-        return identify(pid) if pid else None
 
     def await_stopped(self, ref: ProcessRef) -> None:
         """Until a process that was sent SIGSTOP has stopped, or is gone."""

@@ -3,6 +3,7 @@
     Command   one pgraft_replicate_entry: when it was sent, when it was answered, and how
     Reading   one look at a node through SQL
     Entry     one index of one node's log, read back
+    Life      a node that died whole and came back
 
 Times are CLOCK_BOOTTIME nanoseconds of the machine that the clients run on. A history is kept as lines
 of JSON (`save`, `load`), so that a failing run can be checked again.
@@ -76,6 +77,14 @@ class Entry(msgspec.Struct, tag="entry"):
     final: bool = True
 
 
+class Life(msgspec.Struct, tag="life"):
+    """A node got a new segment at some moment in between: the whole of it had died."""
+
+    node_id: int
+    last_ns: int
+    first_ns: int
+
+
 class History:
     """All of a run. Appending is safe from any thread."""
 
@@ -83,19 +92,20 @@ class History:
         self.commands: list[Command] = []
         self.readings: list[Reading] = []
         self.entries: list[Entry] = []
+        self.lives: list[Life] = []
 
     def save(self, path: Path) -> None:
         """One JSON object a line."""
         encode = msgspec.json.Encoder().encode
         with path.open("wb") as file:
-            for item in (*self.commands, *self.readings, *self.entries):
+            for item in (*self.commands, *self.readings, *self.entries, *self.lives):
                 file.write(encode(item) + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> History:
         """What `save` wrote."""
         history = cls()
-        decoder = msgspec.json.Decoder(Command | Reading | Entry)
+        decoder = msgspec.json.Decoder(Command | Reading | Entry | Life)
         with path.open("rb") as file:
             for line in file:
                 match decoder.decode(line):
@@ -105,6 +115,8 @@ class History:
                         history.readings.append(reading)
                     case Entry() as entry:
                         history.entries.append(entry)
+                    case Life() as life:
+                        history.lives.append(life)
         return history
 
 

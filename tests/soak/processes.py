@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
+import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from pgraft.postgres.process import ProcessRef
+import psycopg
+
+from pgraft.postgres.process import ProcessRef, identify
+from tests.soak import clients
 from tests.soak.field import PARTS, Field, send
 from tests.soak.form import Fault, Form, Struck
 from tests.support.pgcluster import Failed, Node
@@ -17,8 +23,11 @@ FREEZE_MIN, FREEZE_MAX = 1.1, 3.0
 WITHOUT_SUPERVISOR_S = 2.0
 DOWN_S = 2.0
 START_WAIT_S = 90
-RING_WAIT_S = 0.5
-"""How long to wait for a backend to hold the ring's lock."""
+RING_WAIT_S = 2.0
+"""How long to try to stop a backend that holds the ring's lock."""
+RING_PAUSE_S = 0.004
+RING_ENTRY_CHARACTERS = 200_000
+RING_CLIENT = -2
 
 
 class KillPart(Fault):
@@ -133,10 +142,26 @@ class KillBackend(Fault):
         return Struck(f"a backend of {node.name}")
 
 
+class TerminateBackend(Fault):
+    """What pg_terminate_backend() sends."""
+
+    kind = "terminate backend"
+    weight = 1
+
+    def strike(self, field: Field, chance: random.Random) -> Struck | None:
+        """See Fault."""
+        node, which = field.choose(chance), chance.random()
+        ref = pick(field.backends(node), which)
+        if ref is None or not send(ref, signal.SIGTERM):
+            return None
+        return Struck(f"a backend of {node.name}")
+
+
 class KillInRing(Fault):
     """kill -9 of a backend that holds the lock of the command ring, in the middle of its write.
 
-    It is stopped when it is seen to hold the lock, and killed if it still does then.
+    A session sends the largest entries, again and again, and its backend is stopped at whatever moment; if
+    it holds the lock then, it is killed, else it goes on.
     """
 
     kind = "kill backend in a ring write"
@@ -144,18 +169,42 @@ class KillInRing(Fault):
 
     def strike(self, field: Field, chance: random.Random) -> Struck | None:
         """See Fault."""
-        node = field.choose(chance)
+        node, key = field.choose(chance), f"ring.{chance.randrange(10**12)}"
+        try:
+            session = node.connect()
+        except psycopg.OperationalError:
+            return None
+        with session:
+            ref = identify(session.info.backend_pid)
+            over = threading.Event()
+            sender = threading.Thread(target=self._send, args=(field, node, session, key, over), daemon=True)
+            sender.start()
+            hit = ref is not None and self._hit(field, node, ref, chance)
+            over.set()
+            sender.join()
+        return Struck(f"a backend of {node.name}") if hit else None
+
+    def _hit(self, field: Field, node: Node, ref: ProcessRef, chance: random.Random) -> bool:
+        pauses = random.Random(chance.random())
         end = time.monotonic() + RING_WAIT_S
-        while time.monotonic() < end:
-            ref = field.ring_owner(node)
-            if ref is None or not send(ref, signal.SIGSTOP):
-                continue
+        while time.monotonic() < end and send(ref, signal.SIGSTOP):
             field.await_stopped(ref)
-            if field.ring_owner(node) == ref:
-                send(ref, signal.SIGKILL)
-                return Struck(f"a backend of {node.name}")
+            if field.watch.ring_owner(node.node_id) == ref.pid:
+                return send(ref, signal.SIGKILL)
             send(ref, signal.SIGCONT)
-        return None
+            time.sleep(pauses.uniform(0, RING_PAUSE_S))
+        return False
+
+    def _send(
+        self, field: Field, node: Node, session: psycopg.Connection[Any], key: str, over: threading.Event
+    ) -> None:
+        with contextlib.suppress(psycopg.OperationalError):
+            session.execute("SET pgraft.forward_proposals = on")
+        number = 0
+        while not session.closed and not over.is_set():
+            number += 1
+            command = clients.send(session, RING_CLIENT, node, f"{key}.{number}", RING_ENTRY_CHARACTERS)
+            field.history.commands.append(command)
 
 
 def pick(refs: Sequence[ProcessRef], which: float) -> ProcessRef | None:
@@ -203,6 +252,7 @@ class Processes(Form):
             KillNode(),
             KillBackend(),
             KillInRing(),
+            TerminateBackend(),
             *map(FreezePart, PARTS),
             FreezeBackend(),
         )

@@ -15,6 +15,7 @@ from tests.soak.history import (
     Command,
     Entry,
     History,
+    Life,
     Reading,
     Result,
     digest_of,
@@ -202,6 +203,20 @@ def test_calls_that_overlap_prove_nothing() -> None:
             one.key = {"a": "b", "b": "a"}[one.key]
             one.digest = DIGESTS[one.key]
     assert check(history) == []
+
+
+def test_a_commit_index_counts_for_one_life_of_a_node() -> None:
+    history = good()
+    commit_goes_back(history)
+    history.lives = [Life(1, 85, 95)]
+    assert check(history) == []
+    history.lives = [Life(2, 85, 95)]  # another node's
+    assert [violation.rule for violation in check(history)] == ["commit index went back"]
+    history.lives = [Life(1, 110, 120)]  # later
+    assert [violation.rule for violation in check(history)] == ["commit index went back"]
+    term_goes_back(history)
+    history.lives = [Life(1, 85, 95)]
+    assert [violation.rule for violation in check(history)] == ["term went back"]
 
 
 def test_unknown_and_absent_is_good() -> None:

@@ -11,6 +11,7 @@ import threading
 from pgraft.shm.layout import LOCK_BYTES
 from pgraft.shm.segment import Segment, SegmentError, attach
 from pgraft.shm.words import now_ns
+from tests.soak.history import Life
 from tests.support.pgcluster import Node
 
 LOOK_S = 0.005
@@ -23,6 +24,10 @@ class Watch:
     def __init__(self, nodes: list[Node]) -> None:
         self._nodes = nodes
         self._segments: dict[int, Segment] = {}
+        self._ring_locks: dict[int, memoryview] = {}
+        self._epochs: dict[int, tuple[int, int]] = {}
+        self.lives: list[Life] = []
+        """New segments, as they came."""
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._led_ns = 0
@@ -47,11 +52,8 @@ class Watch:
         The third word of glibc's pthread_mutex_t (struct __pthread_mutex_s: lock, count, owner).
         """
         with self._lock:
-            segment = self._segments.get(node_id)
-            if segment is None:
-                return 0
-            lock = segment.words_at(segment.header["command_offset"], LOCK_BYTES)
-            return lock[1] & 0xFFFFFFFF
+            lock = self._ring_locks.get(node_id)
+            return lock[1] & 0xFFFFFFFF if lock is not None else 0
 
     def without_s(self) -> float:
         """For how long nobody has held a lease now."""
@@ -93,13 +95,22 @@ class Watch:
         segment = self._segments.get(node.node_id)
         if segment is None or segment.header["retired"]:
             segment = self._attach(node)
-        return segment.worker["lease_end_ns"] if segment is not None else 0
+        if segment is None:
+            return 0
+        self._epochs[node.node_id] = (segment.header["epoch"], now_ns())
+        return segment.worker["lease_end_ns"]
 
     def _attach(self, node: Node) -> Segment | None:
+        self._ring_locks.pop(node.node_id, None)
         old = self._segments.pop(node.node_id, None)
         if old is not None:
             old.close()
         with contextlib.suppress(OSError, SegmentError):
             name = (node.raft_dir / "run" / "segment").read_text().strip()
-            self._segments[node.node_id] = attach(name, readonly=True)
+            segment = attach(name, readonly=True)
+            self._segments[node.node_id] = segment
+            self._ring_locks[node.node_id] = segment.words_at(segment.header["command_offset"], LOCK_BYTES)
+            epoch, seen_ns = self._epochs.get(node.node_id, (segment.header["epoch"], 0))
+            if epoch != segment.header["epoch"]:
+                self.lives.append(Life(node.node_id, seen_ns, now_ns()))
         return self._segments.get(node.node_id)
