@@ -173,7 +173,10 @@ def _check_range(field: str, value: int, low: int, high: int) -> None:
 
 
 def agreed_version(hello: Hello) -> int:
-    """The newest version that both speak, 0 when there is none."""
+    """The newest version that both speak, 0 when there is none. A sender whose own version is further
+    than one away is not believed that it speaks ours: releases that far apart were never tried together."""
+    if abs(hello.protocol_version - PROTOCOL_VERSION) > 1:
+        return 0
     version = min(PROTOCOL_VERSION, hello.protocol_version)
     return version if version >= max(PROTOCOL_VERSION_MIN, hello.min_version) else 0
 

@@ -55,6 +55,7 @@ def test_an_unknown_node_of_this_cluster_is_let_in() -> None:
             {"protocol_version": PROTOCOL_VERSION + 2, "min_version": PROTOCOL_VERSION + 1},
             RefusalCode.PROTOCOL_VERSION,
         ),
+        ({"protocol_version": PROTOCOL_VERSION + 2}, RefusalCode.PROTOCOL_VERSION),
         ({"expected_receiver": 3}, RefusalCode.WRONG_RECEIVER),
         ({"node_id": 1}, RefusalCode.SELF),
         ({"initial_members": "node1=a:1"}, RefusalCode.INITIAL_CLUSTER_DIFFERS),
