@@ -3,7 +3,7 @@
  *
  * Made by `python -m pgraft.postgres.settings_header` from settings.py beside it. Do not edit.
  * X(field, name, short description, long description, context, then by type:
- *   string: default;  integer: default, minimum, maximum, unit;  bool: default;
+ *   string: default, flags;  integer: default, minimum, maximum, unit;  bool: default;
  *   enum: default, options)
  */
 #ifndef PGRAFT_SETTINGS_H
@@ -20,15 +20,15 @@
 	{NULL, 0, false}
 
 #define PGRAFT_STRING_SETTINGS(X) \
-	X(name, "pgraft.name", "Name of this node.", "One of the names in pgraft.initial_cluster.", PGC_POSTMASTER, "") \
-	X(initial_cluster, "pgraft.initial_cluster", "Members at the first start, as name=host:port,...", "The same on every node; a node's id is its place in the list, from 1. Counts at the first start only.", PGC_POSTMASTER, "") \
-	X(listen_address, "pgraft.listen_address", "host:port that the Raft port binds.", "Empty: this node's own address in pgraft.initial_cluster.", PGC_POSTMASTER, "") \
-	X(cluster_id, "pgraft.cluster_id", "Name of the cluster; peers of another one are refused.", NULL, PGC_POSTMASTER, "pgraft") \
-	X(address, "pgraft.address", "Host name or address by which peers reach this node.", NULL, PGC_POSTMASTER, "") \
-	X(data_dir, "pgraft.data_dir", "Directory of the Raft state.", "Empty: the data directory's path with .pgraft added. It must lie outside the data directory.", PGC_POSTMASTER, "") \
-	X(ssl_cert_file, "pgraft.ssl_cert_file", "Certificate of this node, PEM.", NULL, PGC_POSTMASTER, "") \
-	X(ssl_key_file, "pgraft.ssl_key_file", "Private key of this node, PEM, readable by its owner only.", NULL, PGC_POSTMASTER, "") \
-	X(ssl_ca_file, "pgraft.ssl_ca_file", "Certificates of the authorities that sign nodes, PEM.", NULL, PGC_POSTMASTER, "")
+	X(name, "pgraft.name", "Name of this node.", "One of the names in pgraft.initial_cluster.", PGC_POSTMASTER, "", 0) \
+	X(initial_cluster, "pgraft.initial_cluster", "Members at the first start, as name=host:port,...", "The same on every node; a node's id is its place in the list, from 1. Counts at the first start only.", PGC_POSTMASTER, "", 0) \
+	X(listen_address, "pgraft.listen_address", "host:port that the Raft port binds.", "Empty: this node's own address in pgraft.initial_cluster.", PGC_POSTMASTER, "", 0) \
+	X(cluster_id, "pgraft.cluster_id", "Name of the cluster; peers of another one are refused.", NULL, PGC_POSTMASTER, "pgraft", 0) \
+	X(address, "pgraft.address", "Host name or address by which peers reach this node.", NULL, PGC_POSTMASTER, "", 0) \
+	X(data_dir, "pgraft.data_dir", "Directory of the Raft state.", "Empty: the data directory's path with .pgraft added. It must lie outside the data directory.", PGC_POSTMASTER, "", GUC_SUPERUSER_ONLY) \
+	X(ssl_cert_file, "pgraft.ssl_cert_file", "Certificate of this node, PEM.", NULL, PGC_POSTMASTER, "", 0) \
+	X(ssl_key_file, "pgraft.ssl_key_file", "Private key of this node, PEM, readable by its owner only.", NULL, PGC_POSTMASTER, "", 0) \
+	X(ssl_ca_file, "pgraft.ssl_ca_file", "Certificates of the authorities that sign nodes, PEM.", NULL, PGC_POSTMASTER, "", 0)
 
 #define PGRAFT_INTEGER_SETTINGS(X) \
 	X(node_id, "pgraft.node_id", "Id of this node; 0 takes its place in pgraft.initial_cluster.", NULL, PGC_POSTMASTER, 0, 0, 2147483647, 0) \

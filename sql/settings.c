@@ -3,7 +3,10 @@
  *
  * When the library is preloaded all of them are real settings. Otherwise those of postmaster context
  * cannot be made any more: what postgresql.conf says of them stays a placeholder, which is read by
- * name, and the prefix is not reserved, since that would throw the placeholders away.
+ * name, and the prefix is not reserved, since that would throw the placeholders away. But a placeholder
+ * is anybody's to set, and whoever set pgraft.data_dir would choose which segment and which FIFOs a
+ * backend opens: that one, as what is private in general, becomes a superuser's setting then. Values
+ * from postgresql.conf stay; what another role has set is dropped with a WARNING.
  */
 #include "pgraft.h"
 
@@ -21,10 +24,10 @@ can_define(GucContext context)
 	return context != PGC_POSTMASTER || process_shared_preload_libraries_in_progress;
 }
 
-#define DEFINE_STRING(field, name, short_desc, long_desc, context, boot) \
-	if (can_define(context)) \
+#define DEFINE_STRING(field, name, short_desc, long_desc, context, boot, flags) \
+	if (can_define(context) || (flags) != 0) \
 		DefineCustomStringVariable(name, short_desc, long_desc, &pgraft_settings.field, boot, \
-								   context, 0, NULL, NULL, NULL);
+								   can_define(context) ? context : PGC_SUSET, flags, NULL, NULL, NULL);
 #define DEFINE_INTEGER(field, name, short_desc, long_desc, context, boot, low, high, unit) \
 	if (can_define(context)) \
 		DefineCustomIntVariable(name, short_desc, long_desc, &pgraft_settings.field, boot, low, high, \

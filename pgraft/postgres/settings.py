@@ -40,10 +40,14 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     maximum: int = 0
     options: tuple[str, ...] = ()
     context: Context = Context.POSTMASTER
+    is_private: bool = False
+    """Shown to superusers and pg_read_all_settings only, and never anybody else's to set."""
 
 
-def _string(name: str, default: str, short: str, long: str = "") -> Setting:
-    return Setting(name=name, kind=Kind.STRING, default=default, short=short, long=long)
+def _string(name: str, default: str, short: str, long: str = "", *, is_private: bool = False) -> Setting:
+    return Setting(
+        name=name, kind=Kind.STRING, default=default, short=short, long=long, is_private=is_private
+    )
 
 
 def _integer(
@@ -108,6 +112,7 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "Directory of the Raft state.",
         "Empty: the data directory's path with .pgraft added. It must lie outside the data directory.",
+        is_private=True,
     ),
     _integer(
         "pgraft.election_timeout",

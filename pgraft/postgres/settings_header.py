@@ -36,7 +36,7 @@ def _field(setting: Setting) -> str:
 def _own(setting: Setting) -> list[str]:
     match setting.kind:
         case Kind.STRING:
-            return [c_string(str(setting.default))]
+            return [c_string(str(setting.default)), "GUC_SUPERUSER_ONLY" if setting.is_private else "0"]
         case Kind.INTEGER:
             bounds = [str(setting.default), str(setting.minimum), str(setting.maximum)]
             return [*bounds, _UNITS[setting.unit]]
@@ -76,7 +76,7 @@ def _lines() -> Iterable[str]:
     yield " *"
     yield " * Made by `python -m pgraft.postgres.settings_header` from settings.py beside it. Do not edit."
     yield " * X(field, name, short description, long description, context, then by type:"
-    yield " *   string: default;  integer: default, minimum, maximum, unit;  bool: default;"
+    yield " *   string: default, flags;  integer: default, minimum, maximum, unit;  bool: default;"
     yield " *   enum: default, options)"
     yield " */"
     yield "#ifndef PGRAFT_SETTINGS_H"

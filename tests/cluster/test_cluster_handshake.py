@@ -23,7 +23,7 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module")
 def cluster(template: Path) -> Iterator[Cluster]:
     """Three nodes without TLS, and a fourth id that was removed."""
-    with pgcluster.cluster(template, 3, election_timeout="500", heartbeat_interval="50") as made:
+    with pgcluster.cluster(template, 3, election_timeout="2s") as made:
         leader = made.wait_agreed()
         with leader.connect() as session:
             # Never there: a learner for a moment, and then removed.

@@ -209,6 +209,7 @@ class Node:
             pg_config(self.cluster.major),
             *(("--user", user) if user else ()),
             *settings_words(self.cluster.settings | self.settings),
+            *(("--make-certs", str(self.cluster.certificates)) if self.cluster.tls else ()),
             *words,
         )
 
@@ -262,9 +263,12 @@ class Cluster:
         major: int = 18,
         settings: dict[str, str] | None = None,
         place: Callable[[Node], None] | None = None,
+        *,
+        tls: bool = False,
     ) -> None:
         self.template = template
         self.major = major
+        self.tls = tls
         self.settings = settings or {}
         self._place = place
         self.root = Path(tempfile.mkdtemp(prefix="pgraft-test-", dir="/var/tmp"))
@@ -275,6 +279,11 @@ class Cluster:
         if user:
             shutil.chown(self.root, user)
         self.root.chmod(0o755)
+
+    @property
+    def certificates(self) -> Path:
+        """Where the certificates of a cluster with TLS are."""
+        return self.root / "tls"
 
     def copy_template(self, to: Path) -> None:
         """A fresh data directory, faster than initdb."""
@@ -416,13 +425,18 @@ def cluster(
     count: int = 3,
     major: int = 18,
     place: Callable[[Node], None] | None = None,
+    *,
+    tls: bool = False,
     **settings: str,
 ) -> Iterator[Cluster]:
     """A running cluster that is gone afterwards. Settings: election_timeout="500" for pgraft's.
 
-    `place` may change where a node runs and how it is reached, before it is made.
+    `place` may change where a node runs and how it is reached, before it is made. `tls`: between the
+    nodes, with certificates that `init` makes.
     """
-    made = Cluster(template, major, {f"pgraft.{key}": value for key, value in settings.items()}, place)
+    made = Cluster(
+        template, major, {f"pgraft.{key}": value for key, value in settings.items()}, place, tls=tls
+    )
     try:
         if count:
             made.up(count)
