@@ -16,6 +16,7 @@ from pgraft.postgres.conffile import library_list
 from pgraft.postgres.config import StoredIdentity
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import NodeConfig
+from pgraft.postgres.unknown import find_unknown
 from pgraft.shm import segment as segments
 from pgraft.shm.segment import Segment, SegmentError
 from pgraft_launcher import rundir
@@ -26,14 +27,14 @@ from pgraft_launcher.rundir import Plan
 
 def stored_identity(data_dir: str) -> StoredIdentity | None:
     """What the identity file says; None before the first start."""
-    if not os.path.exists(os.path.join(data_dir, "identity")):
+    if not any(os.path.exists(os.path.join(data_dir, name)) for name in ("identity", "raft")):
         return None
     from pgraft.storage import StorageError, load_identity  # heavy, and only needed from the second start on
 
     try:
         identity = load_identity(Path(data_dir))
     except StorageError as error:
-        raise LaunchError(str(error)) from error
+        raise LaunchError(str(error), hint=error.hint) from error
     return None if identity is None else StoredIdentity(identity.cluster_id, identity.node_id)
 
 
@@ -63,6 +64,12 @@ def read_config(node: Node, settings: Reader) -> Settled:
         [os.path.abspath(path.strip()) for path in sockets if path.strip()],
         library_list(libraries) == libraries,
     )
+
+
+def unknown_settings(node: Node, settings: Reader) -> list[str]:
+    """A line for each name below `pgraft.` that is no setting, and would silently do nothing."""
+    files = [settings.read("config_file"), os.path.join(node.pgdata, "postgresql.auto.conf")]
+    return [str(unknown) for unknown in find_unknown(files, settings.options)]
 
 
 def make_run_dir(data_dir: str) -> None:

@@ -120,6 +120,8 @@ def _fresh(node: Node, settings: Reader, log: str, progress: Progress) -> Plan:
     config, sockets, is_preloaded = prepare.read_config(node, settings)
     if not is_preloaded:
         progress.say("note: without pgraft in shared_preload_libraries its settings are not in pg_settings")
+    for unknown in prepare.unknown_settings(node, settings):
+        progress.say(f"warning: {unknown}")
     check_environment(config)
     tls.check_at_start(config, progress)
     prepare.make_segment(config)

@@ -34,6 +34,10 @@ from pgraft.storage import (
     update_identity,
 )
 
+COPIED_HINT = (
+    "A Raft directory cannot be copied from another node: point pgraft.data_dir at an empty one and add the"
+    " node under a new id."
+)
 BOOTSTRAP_TERM = 1
 """The term of the snapshot that every node of the initial cluster starts from."""
 
@@ -76,10 +80,25 @@ def open_identity(config: NodeConfig) -> Identity:
         raise ConfigConflict(
             f'this node is node {config.node_id} ("{config.name}") by its settings, but {data_dir} belongs'
             f" to node {stored.node_id}",
-            "A Raft directory cannot be copied from another node: point pgraft.data_dir at an empty one and"
-            " add the node under a new id.",
+            COPIED_HINT,
         )
+    _check_name(config, stored)
     return stored
+
+
+def _check_name(config: NodeConfig, stored: Identity) -> None:
+    """The list in the settings counts no more; that of the first start tells a copied directory."""
+    names = {}
+    for member in stored.initial_members.split(","):
+        node_id, _, rest = member.partition(":")
+        names[rest.partition("=")[0]] = node_id
+    meant = names.get(config.name, "")
+    if meant and meant != str(stored.node_id):
+        raise ConfigConflict(
+            f'pgraft.name is "{config.name}", which was node {meant} when the cluster was made, but'
+            f" {config.data_dir} belongs to node {stored.node_id}",
+            COPIED_HINT,
+        )
 
 
 def _quiet(config: NodeConfig, identity: Identity, store: Store, now: int) -> tuple[Quiet, Identity]:

@@ -435,6 +435,16 @@ class Node:
             if raft.lead and not leads:
                 self.barred = ""
                 log("LOG", f"node {self.node_id} follows node {raft.lead} at term {raft.term}")
+            elif not raft.lead and not led:
+                self._log_lost_leader(old_lead, old_term)
+
+    def _log_lost_leader(self, lead: int, term: int) -> None:
+        if self.raft.term != term:
+            why = f"term {self.raft.term} has begun"
+        else:
+            silent_ms = (self._now - self.board.heard_ns(lead)) // 1_000_000
+            why = f"nothing was heard from it for {silent_ms} ms"
+        log("LOG", f"node {self.node_id} follows node {lead} at term {term} no more: {why}")
 
     def on_committed(self, entries: list[Entry]) -> None:
         """Apply: membership changes take effect, sessions get their answer."""

@@ -17,6 +17,8 @@ from pgraft.storage import files
 from pgraft.storage.errors import DataDirLocked, StorageError, failed_call
 
 LOCK_NAME = "LOCK"
+RAFT_NAME = "raft"
+"""Entry log, hard state and snapshots."""
 PID_BYTES_MAX = 32
 
 

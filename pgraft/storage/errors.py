@@ -11,6 +11,24 @@ DAMAGE_HINT = (
 )
 
 
+VERSION_HINT = (
+    "If another version of pgraft wrote it, start that version; nothing is lost. If none did, it is damage. "
+    + DAMAGE_HINT
+)
+
+
+class OtherVersion(ValueError):
+    """A file says that it has another format version: from another pgraft, or damaged right there."""
+
+    def __init__(self, found: int, read: int) -> None:
+        super().__init__(f"the file has format version {found}, this pgraft reads {read}")
+
+
+def hint_of(error: Exception) -> str:
+    """What an operator can do about a file that cannot be used because of `error`."""
+    return VERSION_HINT if isinstance(error, OtherVersion) else DAMAGE_HINT
+
+
 class StorageError(Exception):
     """A file of the Raft state cannot be read or written as it must be.
 

@@ -37,6 +37,7 @@ import msgspec
 
 from pgraft.raft.errors import InvariantViolation
 from pgraft.raft.types import Entry, HardState
+from pgraft.storage.errors import OtherVersion
 
 FORMAT_VERSION = 1
 SEGMENT_MAGIC = b"PGRAFTLG"
@@ -117,12 +118,14 @@ def unpack_segment_header(data: bytes) -> SegmentHeader:
         raise ValueError("the file is too short for its header")
     if data[: len(SEGMENT_MAGIC)] != SEGMENT_MAGIC:
         raise ValueError("this is no pgraft entry-log file")
+    # Before the checksum, which another version may keep elsewhere.
+    version = int.from_bytes(data[len(SEGMENT_MAGIC) : len(SEGMENT_MAGIC) + 4], "little")
+    if version != FORMAT_VERSION:
+        raise OtherVersion(version, FORMAT_VERSION)
     (crc,) = _CRC.unpack_from(data, _SEGMENT.size)
     if zlib.crc32(data[: _SEGMENT.size]) != crc:
         raise ValueError("the file header's checksum does not match")
-    _, version, mark, salt, _, sequence, first, batch, term, vote, commit, reset = _SEGMENT.unpack_from(data)
-    if version != FORMAT_VERSION:
-        raise ValueError(f"the file has format version {version}, this pgraft reads {FORMAT_VERSION}")
+    _, _, mark, salt, _, sequence, first, batch, term, vote, commit, reset = _SEGMENT.unpack_from(data)
     return SegmentHeader(
         mark=mark,
         salt=salt,

@@ -19,7 +19,8 @@ from typing import TypeVar
 import msgspec
 
 from pgraft.storage import files
-from pgraft.storage.errors import DamagedLog, StorageError, failed_call
+from pgraft.storage.data_dir import RAFT_NAME
+from pgraft.storage.errors import DamagedLog, OtherVersion, StorageError, failed_call, hint_of
 from pgraft.storage.snapshots import read_whole
 
 FORMAT_VERSION = 1
@@ -58,8 +59,14 @@ def new_member_id() -> int:
 
 
 def load_identity(data_dir: Path) -> Identity | None:
-    """The identity, or None before the first start. DamagedLog when the file does not read back."""
-    return _load(data_dir / IDENTITY_NAME, "identity", Identity)
+    """The identity, or None before the first start. DamagedLog when the file does not read back, or is gone
+    from beside a Raft state, which is made after it."""
+    identity = _load(data_dir / IDENTITY_NAME, "identity", Identity)
+    if identity is None and (data_dir / RAFT_NAME).exists():
+        raise DamagedLog(
+            data_dir / IDENTITY_NAME, None, "there is a Raft state, but its identity file is missing"
+        )
+    return identity
 
 
 def create_identity(data_dir: Path, identity: Identity) -> None:
@@ -106,7 +113,7 @@ def _load(path: Path, kind: str, shape: type[_Shape]) -> _Shape | None:
     except OSError as error:
         raise failed_call(f"read the {kind} file", path, error) from error
     except (ValueError, msgspec.DecodeError) as error:
-        raise DamagedLog(path, 0, f"the {kind} file cannot be used: {error}") from error
+        raise DamagedLog(path, 0, f"the {kind} file cannot be used: {error}", hint_of(error)) from error
 
 
 def _body(data: bytes, kind: str) -> bytes:
@@ -115,7 +122,7 @@ def _body(data: bytes, kind: str) -> bytes:
     if match is None or match[1].decode() != kind:
         raise ValueError("its first line is not one of pgraft's")
     if int(match[2]) != FORMAT_VERSION:
-        raise ValueError(f"format version {int(match[2])}, this pgraft reads {FORMAT_VERSION}")
+        raise OtherVersion(int(match[2]), FORMAT_VERSION)
     if zlib.crc32(body) != int(match[3], 16):
         raise ValueError("its checksum does not match")
     return body

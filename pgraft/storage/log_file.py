@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pgraft.storage import files
-from pgraft.storage.errors import DamagedLog, failed_call
+from pgraft.storage.errors import DamagedLog, failed_call, hint_of
 from pgraft.storage.format import (
     CRC_FROM,
     RECORD_HEADER_BYTES,
@@ -76,7 +76,7 @@ def read_header(fd: int, path: Path, sequence: int) -> SegmentHeader:
     try:
         header = unpack_segment_header(files.read_at(fd, SEGMENT_HEADER_BYTES, 0))
     except ValueError as error:
-        raise DamagedLog(path, 0, str(error)) from error
+        raise DamagedLog(path, 0, str(error), hint_of(error)) from error
     if header.sequence != sequence:
         raise DamagedLog(path, 0, f"the file header says this is number {header.sequence} of its log")
     return header

@@ -22,7 +22,7 @@ import msgspec
 
 from pgraft.raft.types import Snapshot
 from pgraft.storage import files
-from pgraft.storage.errors import DamagedLog, failed_call
+from pgraft.storage.errors import DamagedLog, OtherVersion, failed_call, hint_of
 
 FORMAT_VERSION = 1
 MAGIC = b"PGRAFTSN"
@@ -70,7 +70,7 @@ def load_newest(directory: Path) -> StoredSnapshot | None:
     try:
         return _parse(path, data)
     except (ValueError, msgspec.DecodeError) as error:
-        raise DamagedLog(path, 0, f"the snapshot cannot be used: {error}") from error
+        raise DamagedLog(path, 0, f"the snapshot cannot be used: {error}", hint_of(error)) from error
 
 
 def remove_others(directory: Path, keep: Path) -> None:
@@ -97,11 +97,11 @@ def _parse(path: Path, data: bytes) -> StoredSnapshot:
     if len(data) < body_at or data[: len(MAGIC)] != MAGIC:
         raise ValueError("this is no pgraft snapshot file")
     _, version, size, first_file, index, term = _HEAD.unpack_from(data)
+    if version != FORMAT_VERSION:
+        raise OtherVersion(version, FORMAT_VERSION)
     (crc,) = _CRC.unpack_from(data, _HEAD.size)
     if len(data) != body_at + size or zlib.crc32(data[body_at:], zlib.crc32(data[: _HEAD.size])) != crc:
         raise ValueError("its checksum does not match")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"it has format version {version}, this pgraft reads {FORMAT_VERSION}")
     snapshot = _decode(data[body_at:])
     if (snapshot.metadata.index, snapshot.metadata.term) != (index, term):
         raise ValueError("its header and its content disagree")

@@ -20,10 +20,10 @@ from pgraft.raft.sizes import limit_size
 from pgraft.raft.types import ConfState, Entry, EntryType, HardState, Snapshot
 from pgraft.storage import files, log_file, snapshots
 from pgraft.storage.cache import EntryCache
+from pgraft.storage.data_dir import RAFT_NAME
 from pgraft.storage.entry_log import EntryLog
 from pgraft.storage.errors import DamagedLog, StorageError, failed_call
 
-DIRECTORY_NAME = "raft"
 EMPTY_SNAPSHOT = Snapshot()
 
 
@@ -49,7 +49,7 @@ class Store:
 
     def __init__(self, data_dir: Path, segment_bytes: int) -> None:
         started_ns = time.monotonic_ns()
-        self._directory = data_dir / DIRECTORY_NAME
+        self._directory = data_dir / RAFT_NAME
         self._log = EntryLog(self._directory, segment_bytes)
         self._cache = EntryCache()
         self._stored: snapshots.StoredSnapshot | None = None

@@ -53,7 +53,13 @@ RESOLVE_AGAIN_MS = 1_000
 ADDRESSES_PER_NAME_MAX = 8
 
 LOG_REPEAT_MS = 60_000
-"""The same reason about the same peer: at once the first time, then at most this often, with a count."""
+"""The same reason about the same peer: at once the first time, again after this, with a count."""
+LOG_REPEAT_GROWTH = 8
+LOG_REPEAT_MS_MAX = 12 * 3_600_000
+"""From one repetition to the next so many times longer, up to this: a peer that is away for a day costs six
+lines, and two for each day more."""
+LOG_QUIET_MS = 600_000
+"""After so long without it, the same reason is news again."""
 LOG_SUBJECTS_MAX = 256
 LOG_LINES_PER_MINUTE_MAX = 60
 """Over all subjects: a flood with many faces does not fill the server log."""

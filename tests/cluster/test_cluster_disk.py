@@ -126,6 +126,7 @@ def test_a_sync_that_hangs_is_noticed_while_it_hangs(template: Path) -> None:
         it.check()
 
 
+@pytest.mark.slow
 def test_a_node_whose_disk_hangs_can_be_stopped(template: Path) -> None:
     with faulty(template, disk_stall_timeout=str(STALL_MS)) as it:
         follower = it.cluster.followers(it.cluster.wait_agreed())[0]

@@ -46,8 +46,11 @@ static volatile int failed_once;
 __attribute__((constructor)) static void
 begin(void)
 {
-	control = getenv("PGRAFT_FAULTS");
-	record = getenv("PGRAFT_FAULTS_LOG");
+	/* Copies: PostgreSQL writes its process title over the environment it was started with. */
+	if (getenv("PGRAFT_FAULTS") != NULL)
+		control = strdup(getenv("PGRAFT_FAULTS"));
+	if (getenv("PGRAFT_FAULTS_LOG") != NULL)
+		record = strdup(getenv("PGRAFT_FAULTS_LOG"));
 	real_fdatasync = (int (*) (int)) dlsym(RTLD_NEXT, "fdatasync");
 	real_fsync = (int (*) (int)) dlsym(RTLD_NEXT, "fsync");
 	real_pwrite = (ssize_t (*) (int, const void *, size_t, off64_t)) dlsym(RTLD_NEXT, "pwrite64");

@@ -88,6 +88,16 @@ def noting(calls: list[str], name: str, real: Any) -> Any:
     return call
 
 
+def test_an_identity_that_is_gone_is_not_made_anew(data_dir: Path) -> None:
+    """A new member id on an old log would be a node that has forgotten who it voted as."""
+    create_identity(data_dir, IDENTITY)
+    (data_dir / "raft").mkdir()
+    assert load_identity(data_dir) == IDENTITY
+    (data_dir / "identity").unlink()
+    with pytest.raises(DamagedLog, match="identity file is missing"):
+        load_identity(data_dir)
+
+
 def test_peers_are_remembered(data_dir: Path) -> None:
     assert load_peers(data_dir) == {}
     peers = {node: new_member_id() for node in range(1, 65)}

@@ -121,6 +121,22 @@ def test_same_complaint_once_a_minute_with_a_count(
     assert "later (20 more since the last report)" in capfd.readouterr().err
 
 
+def test_a_peer_that_is_down_for_a_day_costs_a_handful(
+    clock: Callable[[float], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = Complaints()
+    for _ in range(24 * 3600 // 2):
+        log.log("down", "LOG", "cannot connect")
+        clock(2)
+    assert 3 <= capfd.readouterr().err.count("cannot connect") <= 6
+    # Back for a while, and then away again: that is news.
+    clock(3600)
+    assert log.log("down", "LOG", "cannot connect")
+    assert not log.log("down", "LOG", "cannot connect")
+    clock(61)
+    assert log.log("down", "LOG", "cannot connect")
+
+
 def test_many_faces_do_not_fill_the_log(
     clock: Callable[[float], int], capfd: pytest.CaptureFixture[str]
 ) -> None:
