@@ -17,13 +17,13 @@ from typing import Any
 
 import psycopg
 
-from bench import etcd, failover, latency, report, resources, startup
+from bench import etcd, failover, latency, report, resources, startup, tls_cost
 from bench.cluster import PgraftCluster
 from bench.report import Results
 from bench.samples import BenchError, LoadFigures, Request, in_window, summarise
 from pgraft import __version__
 
-PARTS = ("latency", "throughput", "is_leader", "resources", "failover", "startup")
+PARTS = ("latency", "throughput", "is_leader", "resources", "tls", "failover", "startup")
 VALUE_BYTES = 100
 DEFAULT_TIMING_MS, SHORT_TIMING_MS = (1000, 100), (500, 50)
 THROUGHPUT_CLIENTS = (16, 64, 256)
@@ -63,6 +63,7 @@ class Bench:
         self.pg_config: str | None = arguments.pg_config
         self.etcd = etcd.EtcdCluster(root / "etcd") if etcd.is_installed() and not arguments.no_etcd else None
         self.pgraft_ready = False
+        self.secured: PgraftCluster | None = None
         self.results = Results(_machine(root), {**vars(arguments), "effort": dataclasses.asdict(effort)})
 
     def run(self, only_etcd: bool) -> None:
@@ -78,6 +79,7 @@ class Bench:
         for part, measure in (
             ("is_leader", self._is_leader),
             ("resources", self._resources),
+            ("tls", self._tls),
             ("failover", self._failover),
             ("startup", self._startup),
         ):
@@ -89,6 +91,8 @@ class Bench:
         """End what runs."""
         if self.etcd is not None:
             self.etcd.stop()
+        if self.secured is not None:
+            self.secured.down()
         if self.pgraft_ready:
             say("taking the cluster down")
             self.cluster.down()
@@ -166,6 +170,23 @@ class Bench:
         self.results.resources = resources.measure_idle(self.cluster, self.effort.idle_s)
         if self.cluster.count > 2:
             self.results.election_cpu_percent = resources.measure_election(self.cluster, 10)
+
+    def _tls(self) -> None:
+        effort = self.effort
+        self.secured = PgraftCluster(self.root / "demo-tls", self.cluster.count, self.pg_config, tls=True)
+        self.secured.up()
+        self.secured.stop()
+        self.results.tls = tls_cost.measure(
+            self.cluster,
+            self.secured,
+            self.root,
+            effort.rounds,
+            (effort.load_s, effort.warm_up_s),
+            VALUE_BYTES,
+            say,
+        )
+        self.secured.down()
+        self.secured = None
 
     def _failover(self) -> None:
         if self.cluster.count < 3:

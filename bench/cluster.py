@@ -138,8 +138,9 @@ def start_node(pgdata: str) -> None:
 class PgraftCluster:
     """`pgraft-launch demo` under one directory; stopped and started with its data kept."""
 
-    def __init__(self, root: Path, nodes: int, pg_config: str | None) -> None:
+    def __init__(self, root: Path, nodes: int, pg_config: str | None, *, tls: bool = False) -> None:
         self.root = root
+        self.tls = tls
         self.count = nodes
         self.pg_config = pg_config
         self.pgdata: dict[str, str] = {}
@@ -147,6 +148,7 @@ class PgraftCluster:
     def up(self) -> None:
         """Make the cluster and give it room for the sessions to come."""
         chosen = ["--pg-config", self.pg_config] if self.pg_config else []
+        chosen += ["--tls"] if self.tls else []
         launch("demo", "up", "--dir", str(self.root), "--nodes", str(self.count), *chosen)
         self.pgdata = {node.name: pgdata_of(node) for node in self.status()}
         self.set({"max_connections": str(CONNECTIONS)})

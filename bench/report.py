@@ -11,6 +11,7 @@ from bench.failover import FailoverFigures
 from bench.latency import CallCost
 from bench.resources import NodeResources
 from bench.samples import LoadFigures
+from bench.tls_cost import TlsCost
 
 LATENCY_SHARE_OF_ETCD = 0.4
 THROUGHPUT_TIMES_ETCD = 3.0
@@ -33,6 +34,7 @@ class Results:
     is_leader: CallCost | None = None
     failover: list[FailoverFigures] = dataclasses.field(default_factory=list)
     resources: list[NodeResources] = dataclasses.field(default_factory=list)
+    tls: TlsCost | None = None
     election_cpu_percent: float | None = None
     start_s: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -67,6 +69,8 @@ def verdicts(results: Results) -> list[Verdict]:
         cpu = max(node.python_cpu_percent for node in results.resources)
         found.append(_below("memory of a node's Python processes (PSS), MB", pss, PSS_MB, 1))
         found.append(_below("processor time, idle, % of a core", cpu, IDLE_CPU_PERCENT, 2))
+    if results.tls is not None:
+        found.append(_below("the same with TLS, PSS, MB", results.tls.tls.pss_mb, PSS_MB, 1))
     if results.election_cpu_percent is not None:
         share = results.election_cpu_percent
         found.append(_below("the same over 10 s with an election, %", share, ELECTION_CPU_PERCENT, 2))
@@ -99,6 +103,7 @@ def text(results: Results) -> str:
     """The table for people."""
     lines = [f"{name}: {value}" for name, value in results.machine.items()]
     lines += _load_lines(results)
+    lines += _tls_lines(results.tls)
     lines += _other_lines(results)
     told = verdicts(results)
     lines += ["", f"{'figure to reach':<58} {'bound':>9} {'measured':>9}"] if told else []
@@ -125,6 +130,30 @@ def _load_lines(results: Results) -> list[str]:
         if ours is not None and theirs is not None:
             more, mean = ours.per_second / theirs.per_second, ours.mean_ms / theirs.mean_ms
             lines.append(f"{'  pgraft / etcd':<30} {more:>9.2f}x {'':>8} {'':>8} {mean:>7.2f}x")
+    return lines
+
+
+def _tls_lines(cost: TlsCost | None) -> list[str]:
+    if cost is None:
+        return []
+    lines = [
+        "",
+        f"{'mutual TLS between nodes':<30} {'per second':>10} {'p50 ms':>8} {'mean ms':>8} {'p99 ms':>8}",
+    ]
+    for plain, tls in zip(cost.plain.loads, cost.tls.loads, strict=True):
+        for name, one in (("without", plain), ("with", tls)):
+            label = f"{name}, {one.clients} session{'s' if one.clients > 1 else ''}"
+            times = f"{one.p50_ms:>8.2f} {one.mean_ms:>8.2f} {one.p99_ms:>8.2f}"
+            lines.append(f"{label:<30} {one.per_second:>10.0f} {times}")
+        rate, mean = tls.per_second / plain.per_second, tls.mean_ms / plain.mean_ms
+        lines.append(f"{'  with / without':<30} {rate:>9.2f}x {'':>8} {mean:>7.2f}x")
+        before, after = (kind.network_us_per_commit[plain.clients] for kind in (cost.plain, cost.tls))
+        lines.append(
+            f"  processor time a commit of the leader's network process: {before:.0f} us, {after:.0f} with"
+        )
+    lines.append(
+        f"memory of the largest node (PSS): {cost.plain.pss_mb:.1f} MB, {cost.tls.pss_mb:.1f} MB with"
+    )
     return lines
 
 

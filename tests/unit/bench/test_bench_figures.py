@@ -12,6 +12,7 @@ from bench.failover import FailoverFigures
 from bench.latency import CallCost, read_pgbench_log
 from bench.resources import NodeResources, cpu_ticks, pss_mb
 from bench.samples import BenchError, LoadFigures, Request, in_window, percentile, summarise
+from bench.tls_cost import TlsCost, TlsFigures
 
 
 def test_percentile_is_nearest_rank():
@@ -127,3 +128,15 @@ def test_nothing_measured_is_an_empty_report(tmp_path):
 def test_memory_file_systems_are_refused():
     with pytest.raises(BenchError, match="real disk"):
         _work_directory("/dev/shm")
+
+
+def test_the_cost_of_tls_is_shown_as_a_ratio_of_the_same_run():
+    def figures(rate: float, mean: float, pss: float, network: float) -> TlsFigures:
+        loads = tuple(LoadFigures(count, 10, rate, 1.0, 1.0, mean, 2.0) for count in (1, 64))
+        return TlsFigures(loads, pss, {1: network, 64: network})
+
+    results = report.Results({}, {}, tls=TlsCost(figures(1000, 2.0, 31.0, 40), figures(800, 2.5, 36.0, 60)))
+    lines = report.text(results).splitlines()
+    assert sum("0.80x" in line and "1.25x" in line for line in lines) == 2
+    assert "memory of the largest node (PSS): 31.0 MB, 36.0 MB with" in lines
+    assert [one.reached for one in report.verdicts(results)] == [True]
