@@ -19,7 +19,7 @@ import pytest
 from pgraft.transport.framing import FrameType, encode_frame
 from pgraft.transport.records import RefusalCode
 from pgraft.transport.tls_files import TlsFiles
-from pgraft_launcher.certificates import Authority, files_of, node_uri
+from pgraft_launcher.certificates import Authority, ensure, files_of, node_uri
 from tests.support import pgcluster
 from tests.support.certificates import Maker, replace
 from tests.support.pgcluster import Cluster, Node, eventually
@@ -363,3 +363,26 @@ def test_memory_of_a_node_with_tls(cluster: Cluster) -> None:
     for node in cluster.nodes:
         pids = [pid for part, pid in node.status()["pids"].items() if part != "postmaster"]
         assert sum(psutil.Process(pid).memory_full_info().pss for pid in pids) < 50 * 1024 * 1024
+
+
+@pytest.mark.slow
+def test_tls_is_turned_on_in_a_running_cluster(template: Path) -> None:
+    """Node after node, as README says: the majority moves over, and nothing is lost."""
+    with pgcluster.cluster(template, 3, election_timeout="500", heartbeat_interval="50") as made:
+        leader = made.wait_agreed()
+        assert leader.value("SELECT pgraft_replicate_entry('in the clear')") is True
+        index = leader.value("SELECT last_index FROM pgraft_log_get_stats()")
+        ensure(made.certificates, "pgraft", [1, 2, 3])
+        about = leader.pgdata.stat()
+        for path in (made.certificates, *made.certificates.iterdir()):
+            os.chown(path, about.st_uid, about.st_gid)
+        for node in [*made.followers(leader), leader]:
+            settings = files_of(made.certificates, node.node_id).settings()
+            with (node.pgdata / "postgresql.conf").open("a") as conf:
+                conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+            node.launch("restart", "-W")
+        leader = made.wait_agreed()
+        for node in made.nodes:
+            assert node.value("SELECT pgraft_log_get_entry(%s)", index) == "in the clear"
+            assert _served(node, made)
+        assert leader.value("SELECT pgraft_replicate_entry('with TLS')") is True
