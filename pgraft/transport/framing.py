@@ -5,11 +5,13 @@ A frame is a 16-byte header and a payload:
     4s  magic "PGRF"
     B   protocol version of the sender (agreed version once the handshake is over)
     B   FrameType
-    H   zero
     I   payload length
+    H   lower half of the crc32 of the 10 bytes before it
     I   crc32 of the 12 bytes before it and of the payload
 
-A length is checked against the bound of the connection's state before anything is kept for it.
+A length is checked against the bound of the connection's state before anything is kept for it, and the
+header by itself before its payload is waited for: a damaged length would swallow what follows, on a
+quiet connection for many minutes, and nothing would seem to be wrong with it.
 As in h11, an error's type says whose fault it is.
 """
 
@@ -27,10 +29,13 @@ PROTOCOL_VERSION_MIN = 1
 
 MAGIC = b"PGRF"
 HEADER_BYTES = 16
-_HEADER = struct.Struct("<4sBBHII")
-_CHECKED = struct.Struct("<4sBBHI")
+_HEADER = struct.Struct("<4sBBIHI")
+_FIELDS = struct.Struct("<4sBBI")
+_CHECK = struct.Struct("<H")
+_CHECK_MASK = 0xFFFF
 _CRC = struct.Struct("<I")
-_CHECKED_BYTES = _CHECKED.size
+_FIELDS_BYTES = _FIELDS.size
+_CHECKED_BYTES = _FIELDS.size + _CHECK.size
 _TLS_HANDSHAKE_BYTE = 0x16
 
 
@@ -91,8 +96,10 @@ def frame_header(kind: int, payload: bytes | memoryview, version: int = PROTOCOL
     length = len(payload)
     if length > FRAME_BYTES_MAX:
         raise LocalViolation(ViolationKind.LENGTH, f"{length} bytes, at most {FRAME_BYTES_MAX} fit")
-    checked = _CHECKED.pack(MAGIC, version, kind, 0, length)
-    return checked + _CRC.pack(zlib.crc32(payload, zlib.crc32(checked)))
+    fields = _FIELDS.pack(MAGIC, version, kind, length)
+    crc = zlib.crc32(fields)
+    check = _CHECK.pack(crc & _CHECK_MASK)
+    return fields + check + _CRC.pack(zlib.crc32(payload, zlib.crc32(check, crc)))
 
 
 def encode_frame(kind: FrameType, payload: bytes = b"", version: int = PROTOCOL_VERSION) -> bytes:
@@ -142,11 +149,16 @@ class FrameDecoder:
         at, end = 0, len(data)
         self._need = HEADER_BYTES
         while end - at >= HEADER_BYTES:
-            magic, version, kind, zero, length, crc = _HEADER.unpack_from(data, at)
-            if magic != MAGIC or length > self._limit or zero:
+            magic, version, kind, length, check, crc = _HEADER.unpack_from(data, at)
+            if magic != MAGIC or length > self._limit:
                 raise self._header_violation(data[at:], length)
             stop = at + HEADER_BYTES + length
             if stop > end:
+                # Of a whole frame the other checksum covers the header, too.
+                if zlib.crc32(data[at : at + _FIELDS_BYTES]) & _CHECK_MASK != check:
+                    raise RemoteViolation(
+                        ViolationKind.CHECKSUM, f"in the header of a frame of {length} bytes"
+                    )
                 self._need = stop - at
                 break
             payload = data[at + HEADER_BYTES : stop]
