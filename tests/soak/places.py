@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 
 from tests.soak.netns import PROXY_PORT, RAFT_PORT, Network
-from tests.soak.proxy import Door, Plan
+from tests.soak.proxy import Door, Pair, Plan
 from tests.support.pgcluster import Node, free_port, server_user
 
 Place = Callable[[Node], None]
@@ -35,17 +35,23 @@ def router_plan(network: Network, seed: int) -> Plan:
 
 
 class Doors:
-    """For nodes on loopback that know each other by ports of a proxy."""
+    """For `count` nodes on loopback that know each other by ports of a proxy, which is started first."""
 
-    def __init__(self) -> None:
-        self.doors: list[Door] = []
+    def __init__(self, count: int) -> None:
+        ids = range(1, count + 1)
+        self._doors = {n: Door(n, free_port(), "127.0.0.1", free_port()) for n in ids}
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every link."""
+        return [(a, b) for a in self._doors for b in self._doors if a != b]
 
     def place(self, node: Node) -> None:
-        """The node listens on a port of its own, and what it was given is the proxy's."""
-        own = free_port()
-        node.settings["pgraft.listen_address"] = f"127.0.0.1:{own}"
-        self.doors.append(Door(node.node_id, node.raft_port, "127.0.0.1", own))
+        """The others find the node at the proxy's port; it listens on its own."""
+        door = self._doors[node.node_id]
+        node.raft_port = door.port
+        node.settings["pgraft.listen_address"] = f"{door.to_host}:{door.to_port}"
 
     def plan(self, seed: int) -> Plan:
-        """Of the proxy; start it before the nodes."""
-        return Plan(seed=seed, doors=self.doors)
+        """Of the proxy."""
+        return Plan(seed=seed, doors=list(self._doors.values()))
