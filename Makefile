@@ -23,7 +23,7 @@ TEST_JOBS ?= 4
 MINUTES ?= 10
 FORM ?= processes
 
-.PHONY: help demo demo-status demo-down test test-shm check format bench soak generate clean
+.PHONY: help demo demo-status demo-down test test-shm check format bench soak profiles generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ bench: $(VENV)/.shim ## benchmarks, against etcd where it is installed; BENCH="-
 
 soak: $(VENV)/.shim ## a cluster under faults, checked: MINUTES=10 FORM=processes|network|storage NODES=3 SEED=
 	@$(BIN)/python -m tests.soak --form $(FORM) --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED)) $(SOAK)
+
+profiles: $(VENV)/.shim ## LAN and WAN timing over slow links, no spurious election: MINUTES=10 PROFILES="--nodes 3 5 7"
+	@$(BIN)/python -m tests.soak.profiles --minutes $(MINUTES) $(PROFILES)
 
 clean: ## remove what was built here
 	@rm -rf .venv .venv313 build pgraft.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shutil
 import sys
 import tempfile
@@ -23,15 +22,20 @@ from typing import NamedTuple
 import psycopg
 
 from bench.samples import percentile
+from pgraft.shm.segment import attach
 from tests.soak.elections import Election, elections
 from tests.soak.places import Doors
 from tests.soak.proxy import Faults, proxy
 from tests.soak.starvation import Starvation, load
+from tests.soak.watch import Watch
 from tests.support import pgcluster
-from tests.support.pgcluster import INSPECT, Cluster, Node, run
+from tests.support.pgcluster import Cluster, Node, eventually
 
 COMMITS_PER_S = 5
 ENTRY_BYTES = 100
+COMMITS_MIN = 10
+"""A run goes on until it has as many, on a machine that is busy with something else."""
+BEGIN_WAIT_S = 60
 STARVED_SHARE = 0.5
 """Of an election timeout, in line for a core: as much explains an election."""
 
@@ -104,25 +108,35 @@ def profiled(template: Path, profile: Profile, count: int, seed: int = 1) -> Ite
 class Observed:
     """One session's work on the leader: commits, and a look at the cluster after each."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: Cluster, watch: Watch) -> None:
+        self._cluster = cluster
+        self._watch = watch
+        self._end = 0.0
         self.took_ms: list[float] = []
         self.failed = 0
         self.seen: dict[str, int] = {}
 
-    def work(self, cluster: Cluster, seconds: float) -> None:
+    def work(self, seconds: float) -> None:
         """Commit for as long, on whoever leads."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            leader = cluster.wait_leader()
+        self._end = time.monotonic() + seconds
+        give_up = self._end + BEGIN_WAIT_S
+        while not self._is_over():
+            if time.monotonic() > give_up:
+                raise AssertionError(f"{len(self.took_ms)} commits in {seconds + BEGIN_WAIT_S:.0f} s")
+            leader = eventually(lambda: self._watch.leader, "a leader")
             try:
-                with leader.connect() as session:
-                    self._on(session, end)
+                with self._cluster.nodes[leader - 1].connect() as session:
+                    self._on(session)
             except psycopg.Error as error:
                 self.failed += 1
                 self._note(type(error).__name__)
 
-    def _on(self, session: psycopg.Connection[tuple[object, ...]], end: float) -> None:
-        while (started := time.monotonic()) < end:
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._end and len(self.took_ms) >= COMMITS_MIN
+
+    def _on(self, session: psycopg.Connection[tuple[object, ...]]) -> None:
+        while not self._is_over():
+            started = time.monotonic()
             session.execute("SELECT pgraft_replicate_entry(%s)", ("x" * ENTRY_BYTES,))
             self.took_ms.append((time.monotonic() - started) * 1000)
             self._look(session)
@@ -145,14 +159,18 @@ class Observed:
 
 def measure(cluster: Cluster, profile: Profile, seconds: float) -> Outcome:
     """Light load for as long, and what came of it."""
-    cluster.wait_agreed()
-    known = set(elections(cluster.nodes))
-    starvation = Starvation([process for node in cluster.nodes for process in node.processes()])
-    observed = Observed()
+    watch = Watch(cluster.nodes)
     try:
-        observed.work(cluster, seconds)
+        eventually(lambda: watch.leader, "a leader")
+        known = set(elections(cluster.nodes))
+        starvation = Starvation([pid for node in cluster.nodes for pid in _pids(watch, node)])
+        observed = Observed(cluster, watch)
+        try:
+            observed.work(seconds)
+        finally:
+            starvation.close()
     finally:
-        starvation.close()
+        watch.close()
     spurious: list[str] = []
     explained: list[str] = []
     for election in elections(cluster.nodes):
@@ -188,9 +206,18 @@ def _starved_before(election: Election, profile: Profile, starvation: Starvation
     return starvation.worst_ms(election.at - 3 * timeout_s, election.at + timeout_s)
 
 
+def _pids(watch: Watch, node: Node) -> list[int]:
+    """Of the processes that an election depends on."""
+    words = watch.words(node.node_id)
+    return [words["worker_pid"], words["network_pid"]]
+
+
 def _fsync_ms_max(node: Node) -> float:
-    page = json.loads(run(INSPECT, "json", "-D", str(node.pgdata)).stdout)
-    return float(page["worker"]["fsync_ns_max"]) / 1e6
+    segment = attach((node.raft_dir / "run" / "segment").read_text().strip(), readonly=True)
+    try:
+        return segment.worker["fsync_ns_max"] / 1e6
+    finally:
+        segment.close()
 
 
 def main(words: list[str]) -> int:

@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 SAMPLE_S = 0.05
 NOTED_MS = 10
 """A shorter wait in one sample is not kept."""
@@ -31,8 +29,8 @@ class Waited(NamedTuple):
 class Starvation:
     """Watches processes until closed."""
 
-    def __init__(self, processes: list[psutil.Process]) -> None:
-        self._last = {process.pid: _waited_ns(process.pid) for process in processes}
+    def __init__(self, pids: list[int]) -> None:
+        self._last = {pid: _waited_ns(pid) for pid in pids}
         self._noted: list[Waited] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="starvation", daemon=True)
