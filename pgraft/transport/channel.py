@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 from typing import Protocol
 
-from pgraft.transport.limits import SEND_BUFFERS_MAX, SEND_JOIN_BYTES
+from pgraft.transport.limits import RETRANSMIT_MS_MAX, SEND_BUFFERS_MAX, SEND_JOIN_BYTES
+
+_TCP_RTO_MAX_MS = 44
+"""linux/tcp.h, since Linux 6.15."""
 
 Buffer = bytes | memoryview
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
@@ -84,6 +88,9 @@ def prepare(sock: socket.socket, user_timeout_ms: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+    # After a cut the wait for the next repetition counts against the next election.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RETRANSMIT_MS_MAX)
 
 
 def where(address: SocketAddress) -> str:

@@ -16,14 +16,21 @@ from pgraft.transport.directory import Directory, PeerAddress
 from pgraft.transport.handshake import Hello, Local, duplicate_refusal, removed_refusal
 from pgraft.transport.inbox import Inbox
 from pgraft.transport.incoming import IncomingSession, Listener, Lobby, accept_session
-from pgraft.transport.limits import INCOMING_MAX, PROBE_MS_MAX, UNKNOWN_PEERS_MAX
+from pgraft.transport.limits import (
+    CONNECT_TIMEOUT_MS_MAX,
+    CONNECT_TIMEOUT_MS_MIN,
+    INCOMING_MAX,
+    PROBE_MS_MAX,
+    UNKNOWN_PEERS_MAX,
+)
 from pgraft.transport.outgoing import OutgoingSession, Peer, PeerState
 from pgraft.transport.records import NetIdentity, RecordKind, Refusal, RefusalCode, pack
 from pgraft.transport.resolver import Resolver
 from pgraft.transport.session import Session, Shared
 
-_USER_TIMEOUTS = 4
-"""Election timeouts that sent bytes may stay unacknowledged before a connection counts as dead."""
+_USER_TIMEOUTS = 2
+"""Election timeouts that sent bytes may stay unacknowledged before a connection counts as dead. TCP waits
+twice as long before each repetition; after a long cut a new connection is there sooner."""
 _USER_TIMEOUT_MS_MIN = 2_000
 _USER_TIMEOUT_MS_MAX = 60_000
 
@@ -60,6 +67,9 @@ class Hub:
         self._probe_ms = float(min(timeout_ms, PROBE_MS_MAX))
         self.shared.user_timeout_ms = min(
             max(_USER_TIMEOUTS * timeout_ms, _USER_TIMEOUT_MS_MIN), _USER_TIMEOUT_MS_MAX
+        )
+        self.shared.connect_timeout_ms = float(
+            min(max(timeout_ms, CONNECT_TIMEOUT_MS_MIN), CONNECT_TIMEOUT_MS_MAX)
         )
         if before is not None and _person(before.identity) != _person(identity):
             self._start_over("this node's identity changed")

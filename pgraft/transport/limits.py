@@ -15,13 +15,18 @@ SEND_BUFFERS_MAX = 512
 SEND_JOIN_BYTES = 64 * 1024
 """Up to here, one copied buffer is cheaper than a vector of buffers."""
 
-CONNECT_TIMEOUT_MS = 3_000
+CONNECT_TIMEOUT_MS_MIN = 1_500
+CONNECT_TIMEOUT_MS_MAX = 5_000
+"""One election timeout within these bounds. The kernel asks again after 1 s, and then ever more rarely; a new
+attempt asks at once."""
+RETRANSMIT_MS_MAX = 1_000
+"""How long TCP waits at most before it sends again what was not acknowledged, where the kernel takes it."""
 HANDSHAKE_TIMEOUT_MS = 5_000
 """From accept (or connect) to the end of the handshake, TLS included."""
 LINGER_MS = 1_000
 """How long a connection whose last word has been sent waits for the other side to close."""
 BACKOFF_FIRST_MS = 50
-BACKOFF_MAX_MS = 2_000
+BACKOFF_MAX_MS = 1_000
 PROBE_MS_MAX = 2_000
 """How long a second instance of a node waits for a sign of life of the first one."""
 

@@ -16,7 +16,7 @@ from pgraft.transport.channel import Channel, PlainChannel, prepare, where
 from pgraft.transport.directory import PeerAddress
 from pgraft.transport.framing import FrameType, RemoteViolation, ViolationKind
 from pgraft.transport.handshake import Refused, Welcome, printable
-from pgraft.transport.limits import CONNECT_TIMEOUT_MS, HANDSHAKE_TIMEOUT_MS, LINGER_MS
+from pgraft.transport.limits import HANDSHAKE_TIMEOUT_MS, LINGER_MS
 from pgraft.transport.loop import WRITE
 from pgraft.transport.records import RecordKind, Refusal, RefusalCode, pack
 from pgraft.transport.resolver import Resolver, numeric_family
@@ -228,7 +228,7 @@ class Peer:
         self.state = PeerState.CONNECTING
         with contextlib.suppress(BlockingIOError):
             sock.connect((host, self.port))
-        self._set_timer(CONNECT_TIMEOUT_MS, "no answer in time")
+        self._set_timer(self._shared.connect_timeout_ms, "no answer in time")
         self._shared.wire.loop.watch(sock.fileno(), WRITE, self._on_connect_event)
 
     def _on_connect_event(self, _events: int) -> None:

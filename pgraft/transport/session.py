@@ -22,6 +22,7 @@ from pgraft.transport.directory import Directory
 from pgraft.transport.framing import Frame, FrameType, RemoteViolation, ViolationKind
 from pgraft.transport.handshake import Local, Refused
 from pgraft.transport.inbox import Inbox
+from pgraft.transport.limits import CONNECT_TIMEOUT_MS_MIN
 from pgraft.transport.records import NO_HURRY, PeerHello, RecordKind, Refusal, RefusalCode, pack, prefix
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Shared:
         self.local: Local | None = None
         self.tls: TlsContext | None = None
         self.debug = False
-        self.user_timeout_ms = 4_000
+        self.user_timeout_ms = 2_000
+        self.connect_timeout_ms = float(CONNECT_TIMEOUT_MS_MIN)
 
     def control(self, record: bytes) -> bool:
         """Hand the worker a record that is no message."""

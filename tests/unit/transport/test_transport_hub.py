@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from pgraft.transport import handshake, incoming, outgoing, records
+from pgraft.transport.channel import prepare
 from pgraft.transport.directory import PeerAddress
 from pgraft.transport.framing import FrameType, encode_frame
 from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX, UNDELIVERED_RECORDS_MAX, UNKNOWN_PEERS_MAX
@@ -337,10 +338,21 @@ def test_a_peer_that_never_welcomes_is_given_up_in_time(
     world.run(lambda: peer.state is PeerState.WAITING)
 
 
-def test_an_address_that_does_not_answer_is_given_up_in_time(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("election_ms", "unanswered_ms", "connect_ms"),
+    [(500, 2_000, 1_500), (1000, 2_000, 1_500), (3000, 6_000, 3_000), (60_000, 60_000, 5_000)],
+)
+def test_how_long_tcp_may_be_silent_follows_the_election_timeout(
+    world: World, election_ms: int, unanswered_ms: int, connect_ms: int
 ) -> None:
-    monkeypatch.setattr(outgoing, "CONNECT_TIMEOUT_MS", 100)
+    shared = world.node(1).identify(election_timeout_ms=election_ms).hub.shared
+    assert (shared.user_timeout_ms, shared.connect_timeout_ms) == (unanswered_ms, connect_ms)
+    with socket.socket() as sock:
+        prepare(sock, shared.user_timeout_ms)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == unanswered_ms
+
+
+def test_an_address_that_does_not_answer_is_given_up_in_time(world: World) -> None:
     full = socket.socket()
     world.sockets.append(full)
     full.bind(("127.0.0.1", 0))
@@ -352,6 +364,7 @@ def test_an_address_that_does_not_answer_is_given_up_in_time(
         with contextlib.suppress(BlockingIOError):
             filler.connect(full.getsockname())
     one, three = world.node(1).identify(), world.node(3).identify()
+    one.hub.shared.connect_timeout_ms = 100
     one.hub.shared.user_timeout_ms = 60_000  # the kernel's own bound must not be what ends it
     one.members(PeerAddress(2, *full.getsockname()), three)
     peer = one.hub.peers[2]
