@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.soak.elections import Election, in_log
 from tests.soak.profiles import LAN, WAN, Outcome, Profile, measure, profiled
-from tests.support import pgcluster
 
 pytestmark = pytest.mark.cluster
 SHORT_S = 6
 LONG_S = 600
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    root = Path(tempfile.mkdtemp(prefix="pgraft-template-", dir="/var/tmp"))
-    root.chmod(0o755)
-    yield pgcluster.make_template(18, root)
-    shutil.rmtree(root, ignore_errors=True)
 
 
 def run(template: Path, profile: Profile, nodes: int, seconds: float) -> Outcome:
