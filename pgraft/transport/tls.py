@@ -42,17 +42,17 @@ class TlsChannel:
 
     def recv_into(self, room: memoryview) -> int:
         """Decrypted bytes; an end without a close_notify counts as an end. Raises RemoteViolation, too."""
-        sock = self._sock
         try:
-            count = sock.recv_into(room)
+            count = self._sock.recv_into(room)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             raise BlockingIOError from error
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return 0
         except ssl.SSLError as error:
             raise _violation(error) from error
-        # What OpenSSL has decrypted epoll does not see; asking in vain costs a system call.
-        self.greedy = count >= _RECORD_BYTES or sock.pending() > 0
+        # The room holds a whole record, and OpenSSL reads no further than its end: what is left is in
+        # the kernel, where epoll sees it. Behind a full one there is more; else asking costs two calls.
+        self.greedy = count >= _RECORD_BYTES
         return count
 
     def send(self, parts: Sequence[Buffer], size: int) -> int:
