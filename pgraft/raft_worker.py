@@ -28,7 +28,7 @@ from pgraft.node.node import Node
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import InvariantViolation
 from pgraft.shm.doorbell import BellListener, ring_fd
-from pgraft.shm.layout import CommandKind, Sleep, WorkerState
+from pgraft.shm.layout import CommandKind, Sleep, WorkerState, Yields
 from pgraft.shm.segment import WORKER_BELL, Segment, SegmentError, attach
 from pgraft.shm.words import now_ns
 from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
@@ -83,6 +83,7 @@ class RaftWorker:
         words["started_boot_ns"] = now_ns()
         words["debug"] = 0
         words["ready"] = 0
+        words["yielded"] = 0
         self._beat.store(now_ns())
         self._segment.set_worker_text("error", "")
         self._inbound.skip_all()
@@ -132,6 +133,7 @@ class RaftWorker:
         while True:
             now = now_ns()
             self._beat.store(now)
+            node.yields = self._asked_to_yield()
             records = self._inbound.read(INBOUND_READ_BYTES)
             commands = self.source.take(now)
             more = node.turn(records, commands, now)
@@ -148,6 +150,7 @@ class RaftWorker:
         words["messages_refused"] = node.rejected + self.source.malformed
         words["messages_dropped"] = node.outbox.dropped
         words["ring_damage"] = self.source.damage + self._inbound.damage
+        words["yielded"] = int(node.has_yielded)
         words["fsyncs"] = core.syncs
         words["fsync_ns_total"] = core.sync_ns_total
         words["fsync_ns_max"] = core.sync_ns_max
@@ -162,6 +165,12 @@ class RaftWorker:
             self._set_state(WorkerState.RUNNING)
         else:
             self._set_state(WorkerState.INITIALIZING)
+
+    def _asked_to_yield(self) -> Yields:
+        asked = self._segment.header["yields"]
+        if not asked:
+            return Yields.NO
+        return Yields.NOT_SERVING if asked == Yields.NOT_SERVING else Yields.STOPPING
 
     def _sleep(self, until_ns: int, gathers_until_ns: int = 0) -> None:
         """Wait for the bell, at most until `until_ns`; until `gathers_until_ns` for peers' only."""

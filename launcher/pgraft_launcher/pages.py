@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 
 from pgraft.postgres import process
 from pgraft.postgres.process import ProcessRef
-from pgraft.shm import layout
-from pgraft.shm.words import WordPage
+from pgraft.shm import doorbell, layout
+from pgraft.shm.words import WordPage, now_ns
 from pgraft_launcher.policy import Part
 
 SHM_DIR = "/dev/shm"
@@ -51,6 +52,20 @@ class Pages:
         at = layout.WORKER_PAGE + offset
         length = min(int.from_bytes(self._map[at : at + 8], "little"), room)
         return self._map[at + 8 : at + 8 + length].decode("utf-8", "replace")
+
+    def has_lease(self) -> bool:
+        """Whether this node leads: what pgraft_is_leader() says."""
+        return bool(self.worker["lease_end_ns"] > now_ns())
+
+    def ask_to_yield(self, yields: layout.Yields, run_dir: str) -> None:
+        """Tell the worker, and wake it, whether this node had better not lead."""
+        self.header["yields"] = yields
+        try:
+            bell = doorbell.open_bell(Path(run_dir, doorbell.WORKER_BELL))
+        except OSError:
+            return  # a worker that is there looks within a quarter of an election timeout
+        doorbell.ring_fd(bell)
+        os.close(bell)
 
     def is_linked(self) -> bool:
         """Whether the segment still has its name: another program may have cleaned /dev/shm."""

@@ -10,7 +10,9 @@ The rules, from SPEC section 4, "Each part may die alone":
 - postmaster stopped in an orderly way, by whomever: the node stops;
 - anything of this during the node's first start: the start fails and everything is stopped.
 
-A stop goes postmaster, worker, network process: sessions end first, so that nobody waits in vain.
+A stop goes postmaster, worker, network process: sessions end first, so that nobody waits in vain. Before
+that a leader hands leadership over, so that the cluster is not without one while PostgreSQL stops. The same
+is asked of it when PostgreSQL is down and does not come back: it could lead, but nobody could ask it to.
 
 What comes next (the role of PostgreSQL decided by consensus) belongs here as well.
 """
@@ -22,6 +24,7 @@ import signal
 from typing import NamedTuple, assert_never
 
 from pgraft.log import Level
+from pgraft.shm.layout import Yields
 
 RESTART_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 8.0)
 """Before the first, second, ... restart within the window; the last one holds from there on."""
@@ -32,6 +35,12 @@ BACKENDS_GRACE_S = 10.0
 """How long backends of a dead postmaster may take to end by themselves; then SIGQUIT, then SIGKILL."""
 STOP_GRACE_S = 5.0
 """How long worker and network process may take to end; then SIGKILL."""
+HAND_OVER_S = 1.0
+"""How long a stop waits for the leader to have handed leadership over; then it goes on."""
+POSTMASTER_FAILURES_MAX = 3
+"""Failures of PostgreSQL within the window after which its node does not lead until it serves again."""
+POSTMASTER_AWAY_S = 15.0
+"""How long PostgreSQL may take to come back before the same."""
 EXIT_PERMANENT = 3
 """Exit code of a worker or network process that must not be started again as things are."""
 
@@ -106,6 +115,12 @@ class KillBackends(NamedTuple):
     signal: signal.Signals
 
 
+class Yield(NamedTuple):
+    """Tell the worker whether this node had better not lead."""
+
+    yields: Yields
+
+
 class Say(NamedTuple):
     """A line for the log."""
 
@@ -138,7 +153,7 @@ class Finish(NamedTuple):
     code: int
 
 
-Action = Spawn | Kill | AwaitBackends | KillBackends | Say | Started | StartFailed | GivenUp | Finish
+Action = Spawn | Kill | AwaitBackends | KillBackends | Yield | Say | Started | StartFailed | GivenUp | Finish
 
 
 class _State:
@@ -160,7 +175,10 @@ class _State:
 class Policy:
     """The supervisor's decisions. Every method takes the time and returns the actions, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, yields: Yields = Yields.NO) -> None:
+        self._yields = yields
+        self._away_by: float | None = None
+        self._hand_over_by: float | None = None
         self._parts = {part: _State() for part in Part}
         self._starting = True
         self._adopted = False
@@ -187,7 +205,13 @@ class Policy:
         due += [state.kill_at for state in self._parts.values() if state.kill_at is not None]
         if self._parts[Part.POSTMASTER].life is Life.DRAINING:
             due.append(self._backends_at)
+        due += [at for at in (self._hand_over_by, self._away_by) if at is not None]
         return min(due, default=None)
+
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether a stop waits for `handed_over`."""
+        return self._hand_over_by is not None
 
     def awaits_ready(self) -> list[Part]:
         """Parts that run and have not been seen ready."""
@@ -208,27 +232,36 @@ class Policy:
                 actions += self._spawn(part)
         return actions
 
-    def begin_stop(self, now: float, adopted: frozenset[Part], mode: StopMode) -> list[Action]:
+    def begin_stop(
+        self, now: float, adopted: frozenset[Part], mode: StopMode, *, leads: bool = False
+    ) -> list[Action]:
         """Stop a node whose supervisor died, without starting anything."""
         self._starting = False
         for part in adopted:
             self._parts[part].life = Life.READY
-        return self.stop(mode, now)
+        return self.stop(mode, now, leads=leads)
 
     def ready(self, part: Part) -> list[Action]:
         """A running part serves now."""
         if self._parts[part].life is not Life.RUNNING:
             return []
         self._parts[part].life = Life.READY
+        actions = self._serves_again() if part is Part.POSTMASTER else []
         if not self._starting or any(state.life is not Life.READY for state in self._parts.values()):
-            return []
+            return actions
         self._starting = False
-        return [Started()]
+        return [*actions, Started()]
 
     def exited(self, part: Part, end: End, how: str, now: float) -> list[Action]:
         """A part's process is gone; `how` says in words how it ended."""
         state = self._parts[part]
         state.life, state.kill_at = Life.DOWN, None
+        if part is not Part.NETWORK and self._hand_over_by is not None:
+            # Who was to hand over is gone, or what was to end has ended.
+            return [*self.handed_over(now), *self._ended(part, end, how, now)]
+        return self._ended(part, end, how, now)
+
+    def _ended(self, part: Part, end: End, how: str, now: float) -> list[Action]:
         if self._is_ending(part):
             return self._advance_stop(now)
         match end:
@@ -263,22 +296,38 @@ class Policy:
             return []
         return self._spawn(Part.POSTMASTER)
 
-    def stop(self, mode: StopMode, now: float) -> list[Action]:
-        """Stop the node; asked again, a stronger mode takes the place of a weaker one."""
+    def stop(self, mode: StopMode, now: float, *, leads: bool = False) -> list[Action]:
+        """Stop the node; asked again, a stronger mode takes the place of a weaker one. `leads`: whether it
+        holds the lease, which it then hands over first, but not in a hurry (immediate)."""
         if self._stopping is not None and _FORCE.index(mode) <= _FORCE.index(self._stopping):
             return []
-        self._stopping = mode
+        self._stopping, self._away_by = mode, None
         actions: list[Action] = [Say("LOG", f"received a request to stop the node, mode {mode.value}")]
         if self._starting:
             self._starting = False
             actions.append(StartFailed(Part.POSTMASTER, "the node was stopped while it was starting", True))
+        if self._hand_over_by is not None and mode is not StopMode.IMMEDIATE:
+            return actions
+        if not self._parts[Part.POSTMASTER].is_alive:
+            return actions + self._advance_stop(now)
+        if leads and self._parts[Part.WORKER].is_alive and mode is not StopMode.IMMEDIATE:
+            self._hand_over_by = now + HAND_OVER_S
+            return [*actions, *self._yield(Yields.STOPPING)]
+        self._hand_over_by = None
+        return [*actions, Kill(Part.POSTMASTER, STOP_SIGNALS[mode])]
+
+    def handed_over(self, now: float) -> list[Action]:
+        """This node leads no more, or nobody can take over: the stop goes on."""
+        if self._hand_over_by is None or self._stopping is None:
+            return []
+        self._hand_over_by = None
         if self._parts[Part.POSTMASTER].is_alive:
-            return [*actions, Kill(Part.POSTMASTER, STOP_SIGNALS[mode])]
-        return actions + self._advance_stop(now)
+            return [Kill(Part.POSTMASTER, STOP_SIGNALS[self._stopping])]
+        return []
 
     def tick(self, now: float) -> list[Action]:
         """Whatever has come due."""
-        actions: list[Action] = []
+        actions = self._tick_hand_over(now)
         for part, state in self._parts.items():
             if state.life is Life.PAUSED and state.retry_at <= now:
                 # The backends were awaited before the pause began; new ones cannot have come.
@@ -290,6 +339,32 @@ class Policy:
         if self._parts[Part.POSTMASTER].life is Life.DRAINING and self._backends_at <= now:
             actions += self._press_backends(now)
         return actions
+
+    def _tick_hand_over(self, now: float) -> list[Action]:
+        if self._away_by is not None and self._away_by <= now:
+            self._away_by = None
+            return self._yield(Yields.NOT_SERVING)
+        if self._hand_over_by is not None and self._hand_over_by <= now:
+            said = Say("WARNING", f"leadership was not handed over within {HAND_OVER_S:g} s, stopping anyway")
+            return [said, *self.handed_over(now)]
+        return []
+
+    # --- whether this node should lead --------------------------------------------------------------
+
+    def _yield(self, yields: Yields) -> list[Action]:
+        if yields == self._yields or self._yields == Yields.STOPPING:
+            return []
+        self._yields = yields
+        return [Yield(yields)]
+
+    def _away(self, now: float) -> None:
+        """PostgreSQL is down: it has some time to come back."""
+        if self._away_by is None and self._yields == Yields.NO and not self._starting:
+            self._away_by = now + POSTMASTER_AWAY_S
+
+    def _serves_again(self) -> list[Action]:
+        self._away_by = None
+        return self._yield(Yields.NO)
 
     # --- starting and restarting ---------------------------------------------------------------------
 
@@ -341,7 +416,10 @@ class Policy:
         said = Say("WARNING", f"{text}; starting it again{after} ({count} of {FAILURES_MAX})")
         state.retry_at = now + pause
         if part is Part.POSTMASTER:
-            return [said, *self._drain(now)]
+            self._away(now)
+            fails_often = count >= POSTMASTER_FAILURES_MAX and not self._starting
+            yielded = self._yield(Yields.NOT_SERVING) if fails_often else []
+            return [said, *yielded, *self._drain(now)]
         if pause:
             state.life = Life.PAUSED
             return [said]
@@ -356,7 +434,7 @@ class Policy:
         self._parts[part].life = Life.GIVEN_UP
         actions: list[Action] = [Say("ERROR", f"{text}; giving it up"), GivenUp(part, text)]
         if not self._starting:
-            return actions
+            return actions + (self._yield(Yields.NOT_SERVING) if part is Part.POSTMASTER else [])
         fails = self._fails_start()
         actions.append(StartFailed(part, text, fails))
         self._starting = False

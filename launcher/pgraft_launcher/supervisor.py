@@ -18,7 +18,7 @@ from typing import assert_never
 from pgraft.log import log
 from pgraft.postgres import postmaster, process
 from pgraft.postgres.process import ProcessRef
-from pgraft.shm.layout import WorkerState
+from pgraft.shm.layout import WorkerState, Yields
 from pgraft.shm.words import now_ns
 from pgraft_launcher import children, policy, rundir
 from pgraft_launcher.children import Held
@@ -30,6 +30,8 @@ READY_POLL_S = 0.02
 """PostgreSQL tells that it is ready by a line in postmaster.pid only; looked at while it starts."""
 READY_POLL_SLOW_S = 0.25
 READY_POLL_FAST_FOR_S = 10.0
+HAND_OVER_POLL_S = 0.002
+"""How often a stop looks whether leadership was handed over, for HAND_OVER_S at most."""
 
 STOP_MODES = tuple(StopMode)
 Commands = Mapping[Part, list[str]]
@@ -65,7 +67,7 @@ class Supervisor:
         self._pages = pages
         self._commands = commands
         self._reports = reports
-        self._policy = Policy()
+        self._policy = Policy(_yields_of(pages))
         self._selector = selectors.DefaultSelector()
         self._held: dict[Part, Held] = {}
         self._backends: dict[int, Held] = {}
@@ -87,19 +89,23 @@ class Supervisor:
         if stop is None:
             self._do(self._policy.begin(now, frozenset(adopted)))
         else:
-            self._do(self._policy.begin_stop(now, frozenset(adopted), stop))
+            leads = self._pages.has_lease()
+            self._do(self._policy.begin_stop(now, frozenset(adopted), stop, leads=leads))
         self._save()
         while self._exit_code is None:
             for key, _ in self._selector.select(self._timeout(time.monotonic())):
                 handler: Callable[[], None] = key.data
                 handler()
             self._look_for_ready()
+            self._look_for_hand_over()
             self._do(self._policy.tick(time.monotonic()))
         return self._exit_code
 
     def _timeout(self, now: float) -> float | None:
         deadline = self._policy.next_deadline()
         due = [] if deadline is None else [deadline]
+        if self._policy.is_handing_over:
+            due.append(now + HAND_OVER_POLL_S)
         if self._policy.awaits_ready():
             slow = now - self._ready_since > READY_POLL_FAST_FOR_S
             due.append(now + (READY_POLL_SLOW_S if slow else READY_POLL_S))
@@ -116,7 +122,7 @@ class Supervisor:
         for number in os.read(reader, 256):
             mode = _STOP_BY_SIGNAL.get(signal.Signals(number))
             if mode is not None:
-                self._do(self._policy.stop(mode, time.monotonic()))
+                self._do(self._policy.stop(mode, time.monotonic(), leads=self._pages.has_lease()))
             elif number == signal.SIGHUP:
                 log("LOG", "received SIGHUP, PostgreSQL and the network process reload their settings")
                 self._send(Part.POSTMASTER, signal.SIGHUP)
@@ -211,6 +217,10 @@ class Supervisor:
             elif self._is_ready(part, held):
                 self._do(self._policy.ready(part))
 
+    def _look_for_hand_over(self) -> None:
+        if self._policy.is_handing_over and (self._pages.worker["yielded"] or not self._pages.has_lease()):
+            self._do(self._policy.handed_over(time.monotonic()))
+
     def _is_new(self, held: Held) -> bool:
         """Whether the worker page speaks of this process and not of one that died before it."""
         return self._pages.worker["started_boot_ns"] >= held.since_ns
@@ -273,6 +283,13 @@ class Supervisor:
             case policy.KillBackends(number):
                 for held in self._backends.values():
                     held.send(number)
+            case policy.Yield(yields):
+                self._pages.ask_to_yield(yields, rundir.path(self._record.plan.data_dir))
+                if yields == Yields.NOT_SERVING:
+                    log(
+                        "WARNING",
+                        "PostgreSQL does not come back: this node leads no more until it serves again",
+                    )
             case policy.Say(level, text):
                 log(level, text)
             case policy.Started():
@@ -345,6 +362,11 @@ class Supervisor:
         self._save()
         rundir.clean(self._record.plan.data_dir)
         log("LOG", "the node is stopped")
+
+
+def _yields_of(pages: Pages) -> Yields:
+    """What an earlier supervisor asked of the worker. A stop that it had begun is not ours."""
+    return Yields.NO if pages.header["yields"] == Yields.NO else Yields.NOT_SERVING
 
 
 def _noted(number: int, frame: object) -> None:

@@ -74,6 +74,11 @@ class Board:
         heard = self._heard.get(node_id)
         return heard is not None and now_ns - heard.at_ns <= self._timeout_ns
 
+    def yields(self, node_id: int) -> bool:
+        """Whether the node said that it had better not lead."""
+        heard = self._heard.get(node_id)
+        return heard is not None and heard.status.yields
+
     def voters(self, membership: Membership, now_ns: int) -> tuple[int, int, int]:
         """(voters that can be reached, voters, voters needed), of the half that lacks most while joint."""
         worst = (0, 0, 0)

@@ -25,6 +25,7 @@ class Display:
         self._shown = Status()
         self._basis: tuple[object, ...] = ()
         self._rows_shown_ns = 0
+        self.yields = False
         self._every_ns = config.heartbeat_interval_ms * 1_000_000 // 2
 
     def own_status(self) -> NodeStatus:
@@ -40,6 +41,7 @@ class Display:
             raft_log.last_index(),
             0,
             role == Role.LEARNER,
+            self.yields,
         )
 
     def _own_role(self) -> Role:

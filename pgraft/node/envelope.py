@@ -19,6 +19,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     """What one node says of itself, or the leader of each: role is shm.layout.Role.
 
     `age_ms` is the time since the leader heard from that node; 0 in a node's own words.
+    `yields` says that it had better not lead (layout.Yields).
     """
 
     node_id: int
@@ -28,6 +29,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     last_index: int = 0
     age_ms: int = 0
     is_learner: bool = False
+    yields: bool = False
 
 
 class Call(msgspec.Struct, array_like=True):

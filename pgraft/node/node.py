@@ -28,7 +28,7 @@ from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import ProgressState, RaftError
 from pgraft.raft.types import NO_NODE, Entry, Message, MessageType, Snapshot, StateType
-from pgraft.shm.layout import CommandKind
+from pgraft.shm.layout import CommandKind, Yields
 from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns as clock
 from pgraft.transport.records import (
@@ -86,6 +86,8 @@ class Node:
         self._last_tick_ns = started_ns
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
         self._led_term = 0
+        self._yields = Yields.NO
+        self._yield_again_ns = 0
         self._snapshots: dict[int, int] = {}
         self._lease_basis: tuple[object, ...] = ()
         self._compacted_check = self.raft.raft_log.applied
@@ -115,6 +117,7 @@ class Node:
         for command in commands:
             self._take(command)
         self._leave_failed_transfer()
+        self._yield_leadership()
         self.desk.route_all()
         more = self.core.turn(self)
         self.desk.poll()
@@ -195,6 +198,40 @@ class Node:
         if self.lease.ended and raft.lead_transferee == NO_NODE:
             log("LOG", f"node {self.node_id} could not hand leadership over, and steps down")
             self.core.resign()
+
+    @property
+    def yields(self) -> Yields:
+        """Whether this node had better not lead; the supervisor knows."""
+        return self._yields
+
+    @yields.setter
+    def yields(self, yields: Yields) -> None:
+        if yields != self._yields:
+            self._yields = yields
+            self._yield_again_ns = 0
+            self._display.yields = yields != Yields.NO
+
+    @property
+    def has_yielded(self) -> bool:
+        """Whether nothing keeps from a stop: this node leads no more, or nobody can take over from it."""
+        if self._yields == Yields.NO:
+            return False
+        return not self.desk.leads or (self.raft.lead_transferee == NO_NODE and not self._successor())
+
+    def _successor(self) -> int:
+        return self.desk.best_successor(serving=self._yields == Yields.NOT_SERVING)
+
+    def _yield_leadership(self) -> None:
+        """Lead no more, where another can. One try an election: who has not taken over may be busy."""
+        if self._yields == Yields.NO or not self.desk.leads or self._now < self._yield_again_ns:
+            return
+        successor = self._successor() if self.raft.lead_transferee == NO_NODE else NO_NODE
+        if successor == NO_NODE:
+            return
+        self._yield_again_ns = self._now + 2 * self._timeout_ns
+        why = "this node stops" if self._yields == Yields.STOPPING else "PostgreSQL does not serve here"
+        log("LOG", f"node {self.node_id} hands leadership over to node {successor}: {why}")
+        self.desk.begin_transfer(successor)
 
     def _farewells(self) -> None:
         if not self.roster.leaving:
@@ -453,10 +490,24 @@ class Node:
                 self._apply_change(entry)
         last = entries[-1]
         if self.raft.state == StateType.StateLeader:
-            if last.term == self.raft.term:
+            if last.term == self.raft.term and self._led_term != last.term:
                 self._led_term = last.term
+                self._tell_pending()
             self.desk.committed(last.index)
         self._mark_formed()
+
+    def _tell_pending(self) -> None:
+        """What an earlier leader may have begun: the call that added a node ended with it as unknown."""
+        membership = self.core.membership_log.current
+        for node_id in membership.conf_state.learners:
+            node = membership.get(node_id)
+            if node is not None:
+                call = f"pgraft_add_node({node_id}, '{node.address}', {node.port})"
+                log(
+                    "LOG",
+                    f"the addition of node {node_id} is not finished: it is a learner",
+                    hint=f"SELECT {call} finishes it, pgraft_remove_node({node_id}) ends it.",
+                )
 
     def _mark_formed(self) -> None:
         if not self.roster.identity.formed:

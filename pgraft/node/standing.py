@@ -77,6 +77,10 @@ class Standing:
         """Why the connection to a peer was refused, empty when it was not."""
         return self._roster.refusal_text(node_id)
 
+    def member_id_of(self, node_id: int) -> int:
+        """The member id that a peer is known by, or came with; 0 for none."""
+        return self._roster.member_id_of(node_id)
+
     def begin_transfer(self, node_id: int) -> None:
         """Start to hand leadership over."""
         self._core.raw.transfer_leader(node_id)
@@ -85,11 +89,16 @@ class Standing:
         """Whether leadership can be handed to this node: it was heard lately, and is connected."""
         return self.is_reachable(node_id) and not self._roster.is_lost(node_id)
 
-    def best_successor(self) -> int:
-        """The voter that can be reached and whose log reaches furthest, 0 when there is none."""
+    def best_successor(self, *, serving: bool = False) -> int:
+        """The voter that can be reached and whose log reaches furthest, 0 when there is none.
+
+        One that had better not lead itself comes last, and with `serving` not at all.
+        """
         voters = [
             voter
             for voter in self.membership.conf_state.voters
-            if voter != self.node_id and self.can_take_over(voter)
+            if voter != self.node_id
+            and self.can_take_over(voter)
+            and not (serving and self._board.yields(voter))
         ]
-        return max(voters, key=self.match_of, default=0)
+        return max(voters, key=lambda voter: (not self._board.yields(voter), self.match_of(voter)), default=0)

@@ -15,6 +15,8 @@ from pgraft.shm.layout import Sleep
 from pgraft.shm.rings import WordRef
 from pgraft.shm.words import fence
 
+WORKER_BELL = "worker.bell"
+NETWORK_BELL = "network.bell"
 _DRAIN_BYTES = 4096
 
 

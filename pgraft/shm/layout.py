@@ -58,7 +58,7 @@ HEADER_WORDS = _number(
     " postmaster_pid postmaster_start fence election_timeout_ms heartbeat_interval_ms"
     " status_offset status_copy_bytes members_offset members_copy_bytes"
     " command_offset command_ring_bytes slots_offset slot_count slot_bytes"
-    " inbound_offset inbound_bytes outbound_offset outbound_bytes max_entry_bytes"
+    " inbound_offset inbound_bytes outbound_offset outbound_bytes max_entry_bytes yields"
 )
 HEADER_TEXTS = {  # name -> (offset of the length word within the page, bytes of room behind it)
     "version": (1024, 56),
@@ -72,7 +72,7 @@ WORKER_WORDS = _number(
     "lease_end_ns state epoch beat_ns status_selector status_generation members_selector"
     " members_generation debug sleeping command_tail inbound_tail outbound_head"
     " started_boot_ns elections commands_taken commands_answered messages_dropped messages_refused"
-    " ring_damage fsyncs fsync_ns_total fsync_ns_max joined ready"
+    " ring_damage fsyncs fsync_ns_total fsync_ns_max joined ready yielded"
 )
 WORKER_TEXTS = {"error": (1024, 1016)}
 NETWORK_PAGE = 2 * PAGE_BYTES
@@ -138,6 +138,18 @@ class WorkerState(enum.IntEnum):
     ERROR = 3
 
 
+class Yields(enum.IntEnum):
+    """HEADER.yields: whether this node had better not lead, by the supervisor, who knows of PostgreSQL.
+
+    The worker then hands leadership over, and WORKER.yielded says that it does not lead or that nobody can
+    take over.
+    """
+
+    NO = 0
+    STOPPING = 1  # the node is being stopped: whoever can take over should
+    NOT_SERVING = 2  # PostgreSQL is down and does not come back: one whose PostgreSQL serves should lead
+
+
 class Role(enum.IntEnum):
     """Roles in the status block; UNKNOWN for a member that has never been heard."""
 
@@ -173,6 +185,7 @@ class CommandKind(enum.IntEnum):
     TRANSFER_LEADER = 7  # arg1 node id, 0: the best one
     READ_BARRIER = 8
     TAKE_SNAPSHOT = 9
+    UPDATE_NODE = 10  # arg1 node id, arg2 port, data address
 
 
 class CommandFlag(enum.IntFlag):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from pgraft.shm.layout import Yields
 from pgraft_launcher import policy
 from pgraft_launcher.policy import (
     AwaitBackends,
@@ -22,6 +23,7 @@ from pgraft_launcher.policy import (
     Started,
     StartFailed,
     StopMode,
+    Yield,
 )
 
 NONE: frozenset[Part] = frozenset()
@@ -145,7 +147,7 @@ def test_backends_that_stay_are_pressed_with_growing_force() -> None:
     assert node.next_deadline() == 10.0 + grace
     assert node.tick(10.0 + grace - 0.1) == []
     assert deeds(node.tick(10.0 + grace)) == [KillBackends(signal.SIGQUIT)]
-    assert deeds(node.tick(10.0 + 2 * grace)) == [KillBackends(signal.SIGKILL)]
+    assert deeds(node.tick(10.0 + 2 * grace))[-1] == KillBackends(signal.SIGKILL)
     assert node.backends_gone(31.0) == [Spawn(Part.POSTMASTER)]
 
 
@@ -253,3 +255,80 @@ def test_a_stop_while_starting_is_reported_to_whoever_waits() -> None:
     actions = deeds(begun().stop(StopMode.FAST, 0.5))
     assert isinstance(actions[0], StartFailed)
     assert actions[1] == Kill(Part.POSTMASTER, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"), [(StopMode.SMART, signal.SIGTERM), (StopMode.FAST, signal.SIGINT)]
+)
+def test_a_leader_hands_over_before_its_postgres_stops(mode: StopMode, number: signal.Signals) -> None:
+    node = running()
+    assert deeds(node.stop(mode, 1.0, leads=True)) == [Yield(Yields.STOPPING)]
+    assert node.is_handing_over
+    assert node.tick(1.0 + policy.HAND_OVER_S - 0.01) == []
+    assert node.handed_over(1.1) == [Kill(Part.POSTMASTER, number)]
+    assert node.handed_over(1.2) == []
+
+
+def test_a_hand_over_that_takes_too_long_holds_no_stop_up() -> None:
+    node = running()
+    node.stop(StopMode.FAST, 1.0, leads=True)
+    assert node.next_deadline() == 1.0 + policy.HAND_OVER_S
+    assert deeds(node.tick(1.0 + policy.HAND_OVER_S)) == [Kill(Part.POSTMASTER, signal.SIGINT)]
+    assert not node.is_handing_over
+
+
+def test_an_immediate_stop_hands_nothing_over() -> None:
+    node = running()
+    assert deeds(node.stop(StopMode.IMMEDIATE, 1.0, leads=True)) == [Kill(Part.POSTMASTER, signal.SIGQUIT)]
+    node = running()
+    node.stop(StopMode.SMART, 1.0, leads=True)
+    assert deeds(node.stop(StopMode.FAST, 1.1, leads=True)) == []
+    assert deeds(node.stop(StopMode.IMMEDIATE, 1.2)) == [Kill(Part.POSTMASTER, signal.SIGQUIT)]
+    assert node.tick(5.0) == []
+
+
+def test_a_worker_that_dies_while_it_hands_over_does_not_hold_the_stop_up() -> None:
+    node = running()
+    node.stop(StopMode.FAST, 1.0, leads=True)
+    assert deeds(node.exited(Part.WORKER, End.FAILED, "died", 1.1)) == [Kill(Part.POSTMASTER, signal.SIGINT)]
+    assert deeds(node.exited(Part.POSTMASTER, End.ORDERLY, "", 2.0)) == [Kill(Part.NETWORK, signal.SIGTERM)]
+
+
+def test_postgres_that_ends_by_itself_meanwhile_is_not_signalled_any_more() -> None:
+    node = running()
+    node.stop(StopMode.SMART, 1.0, leads=True)
+    assert deeds(node.exited(Part.POSTMASTER, End.ORDERLY, "", 1.1)) == [Kill(Part.WORKER, signal.SIGTERM)]
+    assert node.handed_over(1.2) == []
+
+
+def test_a_node_whose_postgres_keeps_failing_does_not_lead_until_it_serves_again() -> None:
+    node = running()
+    for number in range(policy.POSTMASTER_FAILURES_MAX):
+        actions = deeds(node.exited(Part.POSTMASTER, End.FAILED, "died", 1.0 + number))
+        yields = Yield(Yields.NOT_SERVING) in actions
+        assert yields == (number == policy.POSTMASTER_FAILURES_MAX - 1)
+        node.backends_gone(1.5 + number)
+    node.tick(10.0)
+    assert node.ready(Part.POSTMASTER) == [Yield(Yields.NO)]
+    # Once more within the window: at once.
+    assert Yield(Yields.NOT_SERVING) in node.exited(Part.POSTMASTER, End.FAILED, "died", 11.0)
+
+
+def test_a_node_whose_postgres_does_not_come_back_does_not_lead() -> None:
+    node = running()
+    node.exited(Part.POSTMASTER, End.FAILED, "died", 1.0)
+    node.backends_gone(1.1)
+    assert Yield(Yields.NOT_SERVING) not in node.tick(policy.POSTMASTER_AWAY_S)
+    assert node.tick(1.0 + policy.POSTMASTER_AWAY_S) == [Yield(Yields.NOT_SERVING)]
+    node = running()
+    node.exited(Part.POSTMASTER, End.FAILED, "died", 1.0)
+    node.backends_gone(1.1)
+    assert node.ready(Part.POSTMASTER) == []
+    assert node.next_deadline() is None
+
+
+def test_a_new_supervisor_goes_on_with_what_the_worker_was_told() -> None:
+    node = Policy(Yields.NOT_SERVING)
+    node.begin(0.0, frozenset({Part.WORKER, Part.NETWORK}))
+    node.backends_gone(0.1)
+    assert node.ready(Part.POSTMASTER) == [Yield(Yields.NO)]
