@@ -217,7 +217,10 @@ class NetworkWorker:
         except BlockUnreadable as error:
             log("ERROR", f"cannot read the members: {error}")
             return
-        addresses = [PeerAddress(row.node_id, row.address, row.port, row.member_id) for row in block.members]
+        addresses = [
+            PeerAddress(row.node_id, row.address, row.port, row.member_id, row.is_learner)
+            for row in block.members
+        ]
         self.hub.set_members(addresses, block.removed)
         self._segment.network["members_generation_seen"] = self._members_seen
 

@@ -16,6 +16,7 @@ PG_FUNCTION_INFO_V1(pgraft_replicate_entry);
 PG_FUNCTION_INFO_V1(pgraft_log_get_entry);
 PG_FUNCTION_INFO_V1(pgraft_set_debug);
 PG_FUNCTION_INFO_V1(pgraft_transfer_leadership);
+PG_FUNCTION_INFO_V1(pgraft_update_node);
 PG_FUNCTION_INFO_V1(pgraft_read_barrier);
 PG_FUNCTION_INFO_V1(pgraft_take_snapshot);
 
@@ -101,17 +102,14 @@ pgraft_init(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
-Datum
-pgraft_add_node(PG_FUNCTION_ARGS)
+/*
+ * Run the command that adds a node or changes its address: node id, address, port.
+ */
+static Datum
+place_node(FunctionCallInfo fcinfo, PgraftCommand *command)
 {
 	int32		node_id = PG_GETARG_INT32(0);
 	int32		port = PG_GETARG_INT32(2);
-	PgraftCommand command = {
-		.kind = PGRAFT_COMMAND_KIND_ADD_NODE,
-		.timeout_ms = pgraft_settings.add_node_timeout,
-		.changes_state = true,
-		.subject = "membership change",
-	};
 
 	check_node_id(node_id);
 	if (port < 1 || port > PORT_MAX)
@@ -119,12 +117,38 @@ pgraft_add_node(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("port %d is out of range", port),
 				 errdetail("It must be between 1 and %d.", PORT_MAX)));
-	command.arg1 = (uint64) node_id;
-	command.arg2 = (uint64) port;
-	command.data = checked_address(PG_GETARG_TEXT_PP(1));
-	command.length = strlen(command.data);
-	run_command(&command);
+	command->arg1 = (uint64) node_id;
+	command->arg2 = (uint64) port;
+	command->data = checked_address(PG_GETARG_TEXT_PP(1));
+	command->length = strlen(command->data);
+	run_command(command);
 	PG_RETURN_BOOL(true);
+}
+
+Datum
+pgraft_add_node(PG_FUNCTION_ARGS)
+{
+	PgraftCommand command = {
+		.kind = PGRAFT_COMMAND_KIND_ADD_NODE,
+		.timeout_ms = pgraft_settings.add_node_timeout,
+		.changes_state = true,
+		.subject = "membership change",
+	};
+
+	return place_node(fcinfo, &command);
+}
+
+Datum
+pgraft_update_node(PG_FUNCTION_ARGS)
+{
+	PgraftCommand command = {
+		.kind = PGRAFT_COMMAND_KIND_UPDATE_NODE,
+		.timeout_ms = pgraft_settings.proposal_timeout,
+		.changes_state = true,
+		.subject = "membership change",
+	};
+
+	return place_node(fcinfo, &command);
 }
 
 Datum

@@ -99,6 +99,11 @@ LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pgraft_remove_
 COMMENT ON FUNCTION pgraft_remove_node(integer) IS
 'removes a node on the leader; it is refused until it is added again';
 
+CREATE FUNCTION pgraft_update_node(node_id integer, address text, port integer) RETURNS boolean
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pgraft_update_node';
+COMMENT ON FUNCTION pgraft_update_node(integer, text, integer) IS
+'tells all members, on the leader, that a node has moved to another address';
+
 CREATE FUNCTION pgraft_replicate_entry(data text) RETURNS boolean
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pgraft_replicate_entry';
 COMMENT ON FUNCTION pgraft_replicate_entry(text) IS
@@ -128,7 +133,7 @@ REVOKE ALL ON FUNCTION
     pgraft_log_get_entry(bigint), pgraft_read_barrier(), pgraft_init(),
     pgraft_add_node(integer, text, integer), pgraft_remove_node(integer),
     pgraft_replicate_entry(text), pgraft_set_debug(boolean), pgraft_transfer_leadership(integer),
-    pgraft_take_snapshot()
+    pgraft_take_snapshot(), pgraft_update_node(integer, text, integer)
 FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION

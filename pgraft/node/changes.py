@@ -53,6 +53,7 @@ class Host(Protocol):
     def best_successor(self) -> int: ...
     def voters(self) -> answers.Voters: ...
     def refusal_of(self, node_id: int) -> str: ...
+    def member_id_of(self, node_id: int) -> int: ...
     def forward_to_leader(self, command: Command) -> None: ...
 
 
@@ -89,6 +90,42 @@ class _Proposed:
         return False
 
 
+def _refuse_place(membership: Membership, node: Node) -> Answer | None:
+    """Whether a node may be at this address: None, or the error that says why not."""
+    if not 1 <= node.node_id <= NODE_ID_MAX:
+        return answers.argument(f"node_id {node.node_id} is not within 1 .. {NODE_ID_MAX}")
+    if not 1 <= node.port <= PORT_MAX:
+        return answers.argument(f"port {node.port} is not within 1 .. {PORT_MAX}")
+    if not 1 <= len(node.address.encode()) < ADDRESS_BYTES_MAX:
+        return answers.argument(f"the address must have 1 to {ADDRESS_BYTES_MAX - 1} bytes")
+    for other in membership.nodes:
+        same_place = (other.address, other.port) == (node.address, node.port)
+        if same_place and other.node_id != node.node_id:
+            return answers.argument(
+                f"{node.address}:{node.port} is the address of node {other.node_id} already"
+            )
+    return None
+
+
+def _refuse_removal(host: Host, node_id: int) -> Answer | None:
+    """Whether the voters that stay can be reached: None, or the error that says how many are missing."""
+    left = [voter for voter in host.membership.conf_state.voters if voter != node_id]
+    if not left:
+        return answers.state(
+            f"node {node_id} is the only voter",
+            hint="Add another node first, or stop this one with pgraft-launch stop.",
+        )
+    reached = sum(host.is_reachable(voter) for voter in left)
+    if reached < len(left) // 2 + 1:
+        return answers.state(
+            f"removing node {node_id} would leave no quorum",
+            f"Of the {len(left)} voters that stay, {reached} can be reached and"
+            f" {len(left) // 2 + 1} are needed.",
+            "Start the missing nodes, or remove those first.",
+        )
+    return None
+
+
 class _AddStep(enum.Enum):
     LEARNER = "learner"
     CATCH_UP = "catch up"
@@ -109,12 +146,9 @@ class AddNode:
         context = encode_context(ChangeContext(self._node.address, self._node.port))
         self._add = _Proposed(host, ConfChange(ConfChangeType.ConfChangeAddLearnerNode, self._id, context))
         self._promote = _Proposed(host, ConfChange(ConfChangeType.ConfChangeAddNode, self._id, context))
-        self._undo = _Proposed(
-            host,
-            ConfChange(
-                ConfChangeType.ConfChangeRemoveNode, self._id, encode_context(ChangeContext(forget=True))
-            ),
-        )
+        # One that was removed before stays barred, since it was a voter once.
+        undone = encode_context(ChangeContext(forget=self._id not in host.membership.removed))
+        self._undo = _Proposed(host, ConfChange(ConfChangeType.ConfChangeRemoveNode, self._id, undone))
         self._is_given_up = False
         self._round_target = 0
         self._round_start_ns = 0
@@ -159,28 +193,16 @@ class AddNode:
         return None
 
     def _refuse(self, membership: Membership) -> Answer | None:
-        node = self._node
-        if not 1 <= node.node_id <= NODE_ID_MAX:
-            return answers.argument(f"node_id {node.node_id} is not within 1 .. {NODE_ID_MAX}")
-        if not 1 <= node.port <= PORT_MAX:
-            return answers.argument(f"port {node.port} is not within 1 .. {PORT_MAX}")
-        if not 1 <= len(node.address.encode()) < ADDRESS_BYTES_MAX:
-            return answers.argument(f"the address must have 1 to {ADDRESS_BYTES_MAX - 1} bytes")
-        return self._refuse_place(membership)
-
-    def _refuse_place(self, membership: Membership) -> Answer | None:
+        refused = _refuse_place(membership, self._node)
+        if refused is not None:
+            return refused
         known = membership.get(self._id)
         if known is not None and (known.address, known.port) != (self._node.address, self._node.port):
             return answers.argument(
                 f"node {self._id} is a member already, at {known.address}:{known.port}",
-                hint=f"To change its address, pgraft_remove_node({self._id}) first.",
+                hint=f"Where it has moved: SELECT pgraft_update_node({self._id}, '{self._node.address}',"
+                f" {self._node.port})",
             )
-        for node in membership.nodes:
-            same_place = (node.address, node.port) == (self._node.address, self._node.port)
-            if same_place and node.node_id != self._id:
-                return answers.argument(
-                    f"{node.address}:{node.port} is the address of node {node.node_id} already"
-                )
         if known is None and len(membership.nodes) >= MEMBERS_MAX:
             return answers.state(f"the cluster has {len(membership.nodes)} members, the most it can have")
         return None
@@ -199,8 +221,7 @@ class AddNode:
             and self._host.is_reachable(self._id)
         ):
             if now_ns - self._round_start_ns < self._host.election_timeout_ns:
-                self._step = _AddStep.PROMOTE
-                return self._poll_promote(now_ns)
+                return self._begin_promote(now_ns)
             self._start_round(now_ns)
         if self._is_given_up or now_ns >= self.command.deadline_ns:
             self._step = _AddStep.UNDO
@@ -217,8 +238,22 @@ class AddNode:
         where = f"{self._node.address}:{self._node.port}"
         return f"waiting for node {self._id} at {where}" + (f": {reason}" if reason else "")
 
+    def _begin_promote(self, now_ns: int) -> Answer | None:
+        """Make it a voter, with the disk that it has now, as everybody is to know it."""
+        member_id = self._host.member_id_of(self._id)
+        context = encode_context(ChangeContext(self._node.address, self._node.port, member_id=member_id))
+        change = ConfChange(ConfChangeType.ConfChangeAddNode, self._id, context)
+        self._promote = _Proposed(self._host, change)
+        self._step = _AddStep.PROMOTE
+        return self._poll_promote(now_ns)
+
     def _poll_promote(self, now_ns: int) -> Answer | None:
         voter = self._id in self._host.membership.conf_state.voters
+        if not voter and not self._promote.was_proposed and not self._host.is_reachable(self._id):
+            # Gone while another change was on its way: as a voter it would only weaken the quorum.
+            self._step = _AddStep.CATCH_UP
+            self._start_round(now_ns)
+            return None
         if self._promote.is_applied(voter, now_ns):
             return answers.ok(self._host.applied)
         return None
@@ -237,7 +272,8 @@ class AddNode:
             f" {self.command.timeout_ms} ms (pgraft.add_node_timeout)",
             f"{left}{' ' + reason if reason else ''}",
             "Start it with pgraft.initial_cluster_state = existing and the same pgraft.node_id,"
-            " pgraft.address and pgraft.port, then call pgraft_add_node again.",
+            " pgraft.address and pgraft.port, then call pgraft_add_node again"
+            + (f", or give it up with pgraft_remove_node({self._id})." if self._was_learner else "."),
         )
 
 
@@ -264,28 +300,11 @@ class RemoveNode:
         if now_ns >= self.command.deadline_ns:
             text = f"the removal of node {self._id} was not committed within its time"
             return answers.unknown(text) if self._remove.was_proposed else answers.state(text)
-        refused = self._refuse(membership)
+        refused = _refuse_removal(self._host, self._id)
         if refused is not None and not self._proposed:
             return refused
         self._proposed = True
         self._remove.is_applied(False, now_ns)
-        return None
-
-    def _refuse(self, membership: Membership) -> Answer | None:
-        left = [voter for voter in membership.conf_state.voters if voter != self._id]
-        if not left:
-            return answers.state(
-                f"node {self._id} is the only voter",
-                hint="Add another node first, or stop this one with pgraft-launch stop.",
-            )
-        reached = sum(self._host.is_reachable(voter) for voter in left)
-        if reached < len(left) // 2 + 1:
-            return answers.state(
-                f"removing node {self._id} would leave no quorum",
-                f"Of the {len(left)} voters that stay, {reached} can be reached and"
-                f" {len(left) // 2 + 1} are needed.",
-                "Start the missing nodes, or remove those first.",
-            )
         return None
 
 
@@ -331,10 +350,41 @@ class TransferLeadership:
         return None
 
 
+class UpdateNode:
+    """Tells all members that a node has moved: its vote and its log stay."""
+
+    def __init__(self, host: Host, command: Command, now_ns: int) -> None:
+        self.command = command
+        self._host = host
+        self._node = Node(command.arg1, command.data.decode("utf-8", "replace"), command.arg2)
+        context = encode_context(ChangeContext(self._node.address, self._node.port))
+        change = ConfChange(ConfChangeType.ConfChangeUpdateNode, command.arg1, context)
+        self._update = _Proposed(host, change)
+
+    def poll(self, now_ns: int) -> Answer | None:
+        """One step."""
+        node, membership = self._node, self._host.membership
+        known = membership.get(node.node_id)
+        if known is None:
+            return answers.argument(
+                f"node {node.node_id} is not a member", hint="pgraft_get_nodes() lists the members."
+            )
+        refused = _refuse_place(membership, node)
+        if refused is not None:
+            return refused
+        if now_ns >= self.command.deadline_ns:
+            text = f"the new address of node {node.node_id} was not committed within its time"
+            return answers.unknown(text) if self._update.was_proposed else answers.state(text)
+        done = (known.address, known.port) == (node.address, node.port)
+        return answers.ok(self._host.applied) if self._update.is_applied(done, now_ns) else None
+
+
 def start_change(host: Host, command: Command, now_ns: int) -> Change:
-    """The operation for a command of one of the three kinds."""
+    """The operation for a command of one of the four kinds."""
     if command.kind == CommandKind.ADD_NODE:
         return AddNode(host, command, now_ns)
+    if command.kind == CommandKind.UPDATE_NODE:
+        return UpdateNode(host, command, now_ns)
     if command.kind == CommandKind.TRANSFER_LEADER:
         return TransferLeadership(host, command, now_ns)
     if command.arg1 == host.node_id and len(host.membership.conf_state.voters) > 1:
@@ -353,6 +403,9 @@ class RemoveSelf:
     def poll(self, now_ns: int) -> Answer | None:
         """One step; once another node leads, the command goes to it and is answered from there."""
         if self._transfer is None:
+            refused = _refuse_removal(self._host, self._host.node_id)
+            if refused is not None:
+                return refused
             hand_over = Command(
                 CommandKind.TRANSFER_LEADER, self.command.slot, 0, False, 0, self.command.timeout_ms
             )

@@ -43,7 +43,12 @@ class _Asked(msgspec.Struct, frozen=True):
     at_ns: int
 
 
-_CHANGES = (CommandKind.ADD_NODE, CommandKind.REMOVE_NODE, CommandKind.TRANSFER_LEADER)
+_CHANGES = (
+    CommandKind.ADD_NODE,
+    CommandKind.REMOVE_NODE,
+    CommandKind.UPDATE_NODE,
+    CommandKind.TRANSFER_LEADER,
+)
 
 
 class Desk(Standing):
@@ -100,7 +105,7 @@ class Desk(Standing):
                 self.answer(command, answers.not_running(out) if out else answers.OK)
             case CommandKind.READ_BARRIER | CommandKind.ADD_NODE:
                 self._waiting.add(command, self.now)
-            case CommandKind.REMOVE_NODE | CommandKind.TRANSFER_LEADER:
+            case CommandKind.REMOVE_NODE | CommandKind.UPDATE_NODE | CommandKind.TRANSFER_LEADER:
                 self._waiting.add(command, self.now)
             case CommandKind.TAKE_SNAPSHOT:
                 self._core.compact(self.config, threshold=1)

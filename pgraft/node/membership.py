@@ -29,19 +29,22 @@ class MembershipError(Exception):
 
 
 class Node(msgspec.Struct, array_like=True, frozen=True):
-    """A member: where peers reach it."""
+    """A member: where peers reach it, and the member id that it voted with first (0: not told)."""
 
     node_id: int
     address: str
     port: int
+    member_id: int = 0
 
 
 class ChangeContext(msgspec.Struct, array_like=True, frozen=True):
-    """What a membership change carries beside ids: the address, or that the id is not barred after."""
+    """What a membership change carries beside ids: address and member id, or that the id is not barred
+    after."""
 
     address: str = ""
     port: int = 0
     forget: bool = False
+    member_id: int = 0
 
 
 class _SnapshotData(msgspec.Struct, array_like=True, frozen=True):
@@ -89,7 +92,9 @@ class Membership(msgspec.Struct, frozen=True):
             case ConfChangeType.ConfChangeUpdateNode if change.node_id not in nodes:
                 removed = self.removed
             case _ if context.address:
-                nodes[change.node_id] = Node(change.node_id, context.address, context.port)
+                known = nodes.get(change.node_id)
+                member_id = context.member_id or (known.member_id if known is not None else 0)
+                nodes[change.node_id] = Node(change.node_id, context.address, context.port, member_id)
             case _:
                 nodes.setdefault(change.node_id, Node(change.node_id, "", 0))
         return Membership(tuple(nodes[node] for node in sorted(nodes)), removed, conf_state)

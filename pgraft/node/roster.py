@@ -51,6 +51,7 @@ class Roster:
         self._refusals: dict[int, Refusal] = {}
         self.leaving: dict[int, Leaving] = {}
         self._published: tuple[object, ...] = ()
+        self._own_place: tuple[str, int] | None = None
 
     def tell_identity(self) -> bool:
         """Tell a network process that is new who this node is; whether something was written."""
@@ -84,6 +85,7 @@ class Roster:
         StorageError."""
         self._membership = membership
         self._remember()
+        self._compare_own(membership.get(self.identity.node_id))
         rows = {node.node_id: self._row(node, membership) for node in membership.nodes}
         for node_id, leaving in self.leaving.items():
             rows.setdefault(node_id, self._row(leaving.node, membership, is_leaving=True))
@@ -121,16 +123,44 @@ class Roster:
         self._remember()
 
     def _remember(self) -> None:
-        """Write down the member ids of members that have none yet. Who never was one may come back with
-        another disk."""
-        new = {
-            node.node_id: self._present[node.node_id]
-            for node in self._membership.nodes
-            if node.node_id in self._present and node.node_id not in self._member_ids
-        }
+        """Write down the member ids of voters: as the membership tells them, else as first met.
+
+        Who never voted may come back with another disk, and a node that was away meanwhile must not hold on
+        to the first one.
+        """
+        own = self.identity.node_id
+        new: dict[int, int] = {}
+        for node in self._membership.nodes:
+            if node.node_id == own or not self._membership.is_voter(node.node_id):
+                continue
+            known = self._member_ids.get(node.node_id, 0)
+            member_id = node.member_id or known or self._present.get(node.node_id, 0)
+            if member_id != known:
+                new[node.node_id] = member_id
         if new:
             self._member_ids |= new
             save_peers(self._dir, self._member_ids)
+
+    def _compare_own(self, own: Node | None) -> None:
+        """Say when this node lives elsewhere than the others look for it: they hear it only when it calls."""
+        config = self._config
+        told = (own.address, own.port) if own is not None else None
+        if told == self._own_place:
+            return
+        self._own_place = told
+        here = (config.address, config.port)
+        if told is not None and told != here:
+            log(
+                "LOG",
+                f"node {config.node_id} is at {here[0]}:{here[1]} by its settings, and at {told[0]}:{told[1]}"
+                " by the list of members",
+                hint="If it has moved, on the leader:"
+                f" SELECT pgraft_update_node({config.node_id}, '{here[0]}', {here[1]})",
+            )
+
+    def member_id_of(self, node_id: int) -> int:
+        """The member id that this peer is known by, or came with; 0 for none."""
+        return self._member_ids.get(node_id, 0) or self._present.get(node_id, 0)
 
     def is_trusted(self, node_id: int) -> bool:
         """Whether the newest connection of this peer came with the member id that is remembered. A node

@@ -9,12 +9,14 @@ from pgraft.transport.limits import UNKNOWN_PEERS_MAX
 
 
 class PeerAddress(msgspec.Struct, frozen=True):
-    """One other member: where it is, and its member id (0: not known yet)."""
+    """One other member: where it is, its member id (0: not known yet), and whether it does not vote yet:
+    then it may still come with another disk."""
 
     node_id: int
     address: str
     port: int
     member_id: int = 0
+    is_learner: bool = False
 
 
 class Directory:
@@ -43,11 +45,14 @@ class Directory:
         """What a handshake of this node is judged by."""
         member = self.members.get(node_id)
         known = member.member_id if member is not None else 0
-        return Remembered(known or self._learned.get(node_id, 0), self.is_removed(node_id))
+        pinned = member is None or not member.is_learner
+        learned = self._learned.get(node_id, 0) if pinned else 0
+        return Remembered(known or learned, self.is_removed(node_id))
 
     def learn(self, node_id: int, member_id: int) -> None:
         """A handshake passed: the first member id seen is the one."""
-        if node_id in self._learned:
+        member = self.members.get(node_id)
+        if node_id in self._learned and not (member is not None and member.is_learner):
             return
         if node_id not in self.members and len(self._learned) >= len(self.members) + UNKNOWN_PEERS_MAX:
             return

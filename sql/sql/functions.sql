@@ -18,6 +18,7 @@ SELECT pgraft_init();
 SELECT pgraft_replicate_entry('x');
 SELECT pgraft_add_node(2, '10.0.0.2', 7001);
 SELECT pgraft_remove_node(2);
+SELECT pgraft_update_node(2, '10.0.0.2', 7001);
 SELECT pgraft_log_get_entry(1);
 SELECT pgraft_set_debug(true);
 SELECT pgraft_transfer_leadership();

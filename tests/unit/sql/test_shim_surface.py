@@ -23,6 +23,7 @@ SIGNATURES = {
     "pgraft_init": ("", "boolean"),
     "pgraft_add_node": ("node_id integer, address text, port integer", "boolean"),
     "pgraft_remove_node": ("node_id integer", "boolean"),
+    "pgraft_update_node": ("node_id integer, address text, port integer", "boolean"),
     "pgraft_is_leader": ("", "boolean"),
     "pgraft_get_leader": ("", "bigint"),
     "pgraft_get_term": ("", "bigint"),
