@@ -101,7 +101,7 @@ class RaftWorker:
         ring_fd(self._bell.fd)
 
     def _set_state(self, state: WorkerState, error: str = "") -> None:
-        if state == WorkerState.ERROR:
+        if state == WorkerState.ERROR or state != self._state:
             self._segment.set_worker_text("error", error)
         if state != self._state:
             self._state = state
@@ -158,7 +158,7 @@ class RaftWorker:
             self._ready = True
             self._words["ready"] = 1
         if node.removed:
-            self._set_state(WorkerState.STOPPED)
+            self._set_state(WorkerState.STOPPED, node.desk.out_reason)
         elif node.barred:
             self._set_state(WorkerState.ERROR, node.barred)
         elif node.core.membership_log.current.nodes:

@@ -13,10 +13,12 @@ from pgraft.postgres.environment import check_environment
 from pgraft.postgres.process import ProcessRef
 from pgraft.postgres.reader import Reader
 from pgraft.shm import segment as segments
+from pgraft.shm.layout import WorkerState
 from pgraft_launcher import daemon, prepare, rundir, tls
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
 from pgraft_launcher.node import Node
+from pgraft_launcher.pages import Pages
 from pgraft_launcher.policy import Part
 from pgraft_launcher.progress import Progress
 from pgraft_launcher.rundir import Plan, Record
@@ -168,9 +170,20 @@ def _conclude(report: dict[str, Any] | None, node: Node, log: ServerLog, options
         record = node.record()
         pid = record.supervisor.pid if record and record.supervisor else 0
         progress.say(f"node started (supervisor PID {pid}), log in {log.path}")
+        _say_whether_it_takes_part(node, progress)
         return
     progress.end("failed")
     raise _failure(report, log)
+
+
+def _say_whether_it_takes_part(node: Node, progress: Progress) -> None:
+    """A removed node starts, and takes no part: its own log may say so, else its peers soon will."""
+    try:
+        pages = Pages(node.segment_name())
+    except (OSError, ValueError):
+        return  # stopped again meanwhile
+    if pages.worker["state"] == WorkerState.STOPPED and (why := pages.worker_error()):
+        progress.say(f"note: it takes no part in consensus: {why}")
 
 
 def _failure(report: dict[str, Any], log: ServerLog) -> LaunchError:

@@ -71,7 +71,7 @@ class NodeStatus:
         if Part.WORKER not in self.processes:
             return
         self.state = _state_name(worker["state"])
-        if self.state == "error":
+        if self.state in ("error", "stopped"):
             self.error = segment.worker_text("error")
         elif worker["beat_ns"] + segment.header["election_timeout_ms"] * 1_000_000 < now_ns():
             self.state, self.error = "error", "the Raft worker has been silent for an election timeout"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import statistics
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support import pgcluster
 from tests.support.leader_watch import handover
-from tests.support.pgcluster import Cluster
+from tests.support.pgcluster import Cluster, Node, eventually
 from tests.support.sql_load import Load, load
 
 pytestmark = pytest.mark.cluster
@@ -54,3 +58,28 @@ def test_a_planned_stop_of_the_leader_costs_no_election_and_loses_nothing(templa
 def test_a_planned_stop_costs_less_than_a_heartbeat(template: Path) -> None:
     gaps = _stops(template, 20)
     assert statistics.median(gaps) < HEARTBEAT_MS
+
+
+def test_a_leader_whose_postgres_does_not_come_back_lets_another_lead(template: Path) -> None:
+    with pgcluster.cluster(template, 3, election_timeout="500", heartbeat_interval="50") as cluster:
+        leader = cluster.wait_agreed()
+        # Without it PostgreSQL does not start.
+        control = leader.pgdata / "global" / "pg_control"
+        aside = control.rename(leader.pgdata / "pg_control.aside")
+        os.kill(leader.pid("postmaster"), signal.SIGKILL)
+        others = cluster.followers(leader)
+        successor = cluster.wait_leader(others)
+        assert "PostgreSQL does not serve here" in leader.log_text()
+        assert leader.status()["state"] == "running", "its Raft part goes on"
+        assert successor.value("SELECT pgraft_replicate_entry('by one that serves')") is True
+        aside.rename(control)
+        eventually(lambda: _serves(leader), "PostgreSQL to come back")
+        # It may lead again.
+        assert successor.value("SELECT pgraft_transfer_leadership(%s)", leader.node_id) is True
+        assert cluster.wait_leader([leader]) is leader
+
+
+def _serves(node: Node) -> bool:
+    with contextlib.suppress(psycopg.OperationalError):
+        return bool(node.value("SELECT pgraft_get_worker_state()") == "running")
+    return False

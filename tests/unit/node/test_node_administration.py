@@ -11,7 +11,7 @@ import pytest
 from pgraft.node.changes import AddNode
 from pgraft.shm.layout import CommandKind, Outcome, Yields
 from pgraft.storage import load_identity, load_peers
-from tests.support.node_sim import ELECTION_MS, Sim, SimNode, Ticket, make_run_dir
+from tests.support.node_sim import ELECTION_MS, HEARTBEAT_MS, Sim, SimNode, Ticket, make_run_dir
 from tests.unit.node.test_node_membership_changes import add, learners, remove, voters
 
 STAGES = ("learner", "catch up", "promote")
@@ -336,3 +336,30 @@ def test_who_had_better_not_lead_hands_over_to_one_that_may(sim: Sim) -> None:
     other.live.yields = Yields.STOPPING
     other.due_ns = sim.now_ns
     assert sim.wait_leader_of([leader, one], ms=200) in (leader, one)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_planned_stop_leaves_the_cluster_without_a_leader_for_less_than_a_heartbeat(
+    sim: Sim, count: int
+) -> None:
+    sim.form(count)
+    leader = sim.wait_leader()
+    sim.run(300)
+    for number in range(9):
+        leader.replicate(b"%d" % number)
+    times: dict[int, tuple[int, int]] = {}
+
+    def look() -> None:
+        for node in sim.nodes.values():
+            if node.lease_valid:
+                first, _ = times.get(node.id, (sim.now_ns, 0))
+                times[node.id] = (first, sim.now_ns)
+
+    look()
+    sim.on_step.append(look)
+    leader.live.yields = Yields.STOPPING
+    leader.due_ns = sim.now_ns
+    successor = sim.wait_leader_of(sim.followers(leader), ms=ELECTION_MS)
+    gap_ms = (times[successor.id][0] - times[leader.id][1]) / 1e6
+    assert 0 <= gap_ms < HEARTBEAT_MS / 10
+    assert leader.live.has_yielded
