@@ -16,7 +16,7 @@ from typing import NoReturn
 from pgraft import __version__
 from pgraft.postgres import reader
 from pgraft.postgres.errors import PostgresError
-from pgraft_launcher import demo, extension, init, node, privileges, start, stop
+from pgraft_launcher import demo, extension, force, init, node, privileges, start, stop
 from pgraft_launcher.arguments import seconds
 from pgraft_launcher.errors import EXIT_FAILED, EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.policy import StopMode
@@ -144,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         _common(command)
         for group in groups:
             group(command)
+    force.add_command(commands, _common, _settle)
     extension.add_command(commands)
     demo.add_command(commands)
     return parser

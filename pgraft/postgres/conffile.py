@@ -53,6 +53,17 @@ def with_block(text: str, settings: Mapping[str, str], notes: Mapping[str, str])
     return (kept + "\n\n" if kept else "") + "\n".join(lines) + "\n"
 
 
+def with_setting(text: str, name: str, value: str) -> str:
+    """The file with one setting changed where it counts: within our block, else in a line at the end."""
+    line = f"{check_name(name)} = {quote(value)}\n"
+    own = re.compile(rf"^[ \t]*{re.escape(name)}[ \t=][^\n]*\n", re.MULTILINE | re.IGNORECASE)
+    match = _BLOCK.search(text)
+    if match is None:
+        return text.rstrip("\n") + "\n" + line
+    inside = own.sub("", match[1]) + line
+    return text[: match.start(1)] + inside + text[match.end(1) :]
+
+
 def notes(text: str) -> dict[str, str]:
     """What init wrote down in the block's comments: `bindir`, `superuser`."""
     match = _BLOCK.search(text)

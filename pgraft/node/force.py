@@ -1,0 +1,159 @@
+"""A new cluster of one node, made offline of a node whose cluster has lost its majority for good.
+
+The order of the writes is what keeps two clusters apart, whenever this is interrupted; see README.md,
+"A new cluster by force".
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from pgraft.node.core import replay_membership
+from pgraft.node.membership import ChangeContext, Membership, conf_state_after, decode_change, encode_context
+from pgraft.raft import codec
+from pgraft.raft.types import ConfChange, ConfChangeType, Entry, HardState
+from pgraft.storage import (
+    Identity,
+    StorageError,
+    Store,
+    load_identity,
+    load_peers,
+    new_member_id,
+    open_store,
+    save_peers,
+    update_identity,
+)
+
+FORCED = "-forced-"
+MARK_BYTES = 4
+CLUSTER_ID_BYTES_MAX = 120
+
+
+class Survivor(msgspec.Struct, frozen=True):
+    """What one node has left of its cluster. Entries behind `commit_index` were acknowledged or not: it
+    does not know."""
+
+    cluster_id: str
+    node_id: int
+    term: int
+    commit_index: int
+    last_index: int
+    last_term: int
+    membership: Membership
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is the only voter already, and nobody else is a member."""
+        return tuple(node.node_id for node in self.membership.nodes) == (self.node_id,)
+
+
+def survey(data_dir: Path, segment_bytes: int) -> Survivor:
+    """Look at the Raft state below `data_dir`, whose lock the caller holds. Raises StorageError."""
+    identity, store = _open(data_dir, segment_bytes)
+    try:
+        return _survivor(identity, store)
+    finally:
+        store.close()
+
+
+def force_new_cluster(data_dir: Path, segment_bytes: int) -> str:
+    """Make the node below `data_dir`, whose lock the caller holds, a cluster of its own; its new cluster id.
+
+    Everything in its log counts as committed afterwards. Raises StorageError.
+    """
+    identity, store = _open(data_dir, segment_bytes)
+    try:
+        survivor = _survivor(identity, store)
+        forced = _new_identity(identity, survivor)
+        # First of all: from here on no node of the old cluster talks to this one, nor it to them.
+        update_identity(data_dir, forced)
+        _bar_old_ids(data_dir, survivor)
+        _leave_alone(store, survivor)
+    finally:
+        store.close()
+    return forced.cluster_id
+
+
+def _open(data_dir: Path, segment_bytes: int) -> tuple[Identity, Store]:
+    identity = load_identity(data_dir)
+    if identity is None:
+        raise StorageError(
+            data_dir,
+            None,
+            "there is no Raft state of a node here",
+            "pgraft.data_dir says where it is; a node that never ran has nothing to go on with.",
+        )
+    return identity, open_store(data_dir, segment_bytes=segment_bytes)
+
+
+def _survivor(identity: Identity, store: Store) -> Survivor:
+    log, hard_state = replay_membership(store)
+    membership, last = log.current, store.last_index()
+    for entry in store.conf_change_entries(hard_state.commit + 1, last + 1):
+        change = decode_change(entry)
+        if change is not None:
+            membership = membership.apply(change, conf_state_after(membership.conf_state, change))
+    return Survivor(
+        identity.cluster_id,
+        identity.node_id,
+        hard_state.term,
+        hard_state.commit,
+        last,
+        store.term(last),
+        membership,
+    )
+
+
+def _new_identity(identity: Identity, survivor: Survivor) -> Identity:
+    """A name that no other survivor can come to, though it is forced as well, and a member id of its own."""
+    base, mark = identity.cluster_id.split(FORCED)[0], FORCED + secrets.token_hex(MARK_BYTES)
+    while len((base + mark).encode()) > CLUSTER_ID_BYTES_MAX:
+        base = base[:-1]
+    own = survivor.membership.get(identity.node_id)
+    where = f"{own.address}:{own.port}" if own is not None else ""
+    return msgspec.structs.replace(
+        identity,
+        cluster_id=base + mark,
+        member_id=new_member_id(),
+        initial_members=f"{identity.node_id}:node{identity.node_id}={where}",
+        formed=True,
+    )
+
+
+def _bar_old_ids(data_dir: Path, survivor: Survivor) -> None:
+    """No disk is ever taken for an old node's again: who was not met gets a member id of nobody's."""
+    known = load_peers(data_dir)
+    for node in survivor.membership.nodes:
+        if node.node_id != survivor.node_id:
+            known.setdefault(node.node_id, node.member_id or new_member_id())
+    save_peers(data_dir, known)
+
+
+def _leave_alone(store: Store, survivor: Survivor) -> None:
+    """Append what makes this node the only member, and count the whole log as committed: one batch."""
+    term = max(survivor.term, survivor.last_term) + 1
+    entries: list[Entry] = []
+    for change in _changes(survivor):
+        entry = codec.encode_conf_change(change)
+        place = survivor.last_index + 1 + len(entries)
+        entries.append(msgspec.structs.replace(entry, term=term, index=place))
+    store.append(HardState(term, 0, survivor.last_index + len(entries)), entries)
+
+
+def _changes(survivor: Survivor) -> list[ConfChange]:
+    own_id, membership = survivor.node_id, survivor.membership
+    changes: list[ConfChange] = []
+    if own_id not in membership.conf_state.voters:
+        own = membership.get(own_id)
+        place = ChangeContext(own.address, own.port) if own is not None else ChangeContext()
+        changes.append(ConfChange(ConfChangeType.ConfChangeAddNode, own_id, encode_context(place)))
+    barred = encode_context(ChangeContext())
+    changes += [
+        ConfChange(ConfChangeType.ConfChangeRemoveNode, node.node_id, barred)
+        for node in membership.nodes
+        if node.node_id != own_id
+    ]
+    return changes

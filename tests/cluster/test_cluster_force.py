@@ -1,0 +1,89 @@
+"""When a majority is gone for good: a new cluster by force, from the last survivor to new nodes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support import pgcluster
+from tests.support.pgcluster import Cluster, Node, eventually
+from tests.support.sql_load import log_of
+
+pytestmark = pytest.mark.cluster
+
+FLAG = "--accept-data-loss"
+ENTRIES = 30
+
+
+def newcomer(cluster: Cluster, survivor: Node, cluster_id: str) -> Node:
+    """A new node that waits to be added to the new cluster, started."""
+    node = cluster.add(1)[0]
+    words = ["--set", f"pgraft.node_id={node.node_id}", "--set", "pgraft.address=127.0.0.1"]
+    words += ["--set", f"pgraft.port={node.raft_port}", "--cluster-id", cluster_id]
+    node.init(cluster.initial_list([survivor]), "--initial-cluster-state", "existing", *words)
+    node.start()
+    return node
+
+
+def lose(node: Node) -> None:
+    """The machine burns down."""
+    node.kill_everything()
+    shutil.rmtree(node.raft_dir)
+    shutil.rmtree(node.pgdata)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_cluster_that_lost_its_majority_goes_on_from_one_survivor(template: Path, count: int) -> None:
+    with pgcluster.cluster(template, count, election_timeout="500", heartbeat_interval="50") as cluster:
+        leader = cluster.wait_agreed()
+        for number in range(ENTRIES):
+            assert leader.value("SELECT pgraft_replicate_entry(%s)", f"entry {number}") is True
+        survivor, *rest = cluster.followers(leader)
+        rest.append(leader)
+        lost, old = rest[-(count // 2 + 1) :], rest[: -(count // 2 + 1)]
+        for node in lost:
+            lose(node)
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="has no leader"):
+            survivor.value("SELECT pgraft_replicate_entry('nobody hears it')")
+
+        # Not while it runs, and not without being told that it may lose something.
+        assert "is running" in survivor.launch("force-new-cluster", FLAG, ok=False).stderr
+        for node in (survivor, *old):
+            node.stop()
+        identity = (survivor.raft_dir / "identity").read_bytes()
+        shown = survivor.launch("force-new-cluster", ok=False)
+        assert shown.returncode == 1
+        assert FLAG in shown.stderr
+        assert f"its last entry is {ENTRIES + 2} of term" in shown.stdout
+        assert (survivor.raft_dir / "identity").read_bytes() == identity
+
+        done = survivor.launch("force-new-cluster", FLAG)
+        found = re.search(r'a cluster of its own, "(pgraft-forced-[0-9a-f]{8})"', done.stdout)
+        assert found is not None, done.stdout
+        assert survivor.launch("force-new-cluster", FLAG).stdout.count("only member already") == 1
+        survivor.start()
+        assert cluster.wait_leader([survivor]) is survivor
+        assert log_of(survivor)[:ENTRIES] == [f"entry {number}" for number in range(ENTRIES)]
+
+        for node in old:
+            node.start(ok=False)
+            eventually(lambda: 'cluster "pgraft"' in survivor.log_text(), "the refusal of the old survivor")
+            assert node.value("SELECT pgraft_get_leader()") == 0
+        new = [newcomer(cluster, survivor, found[1]) for _ in range(2)]
+        for node in new:
+            add = "SELECT pgraft_add_node(%s, '127.0.0.1', %s)"
+            assert survivor.value(add, node.node_id, node.raft_port) is True
+        cluster.wait_agreed([survivor, *new])
+        assert survivor.value("SELECT pgraft_replicate_entry('three again')") is True
+        survivor.kill_everything()
+        after = cluster.wait_leader(new)
+        after.execute("CREATE EXTENSION IF NOT EXISTS pgraft")
+        assert after.value("SELECT pgraft_replicate_entry('two of three')") is True
+        expected = [f"entry {number}" for number in range(ENTRIES)]
+        assert [text for text in log_of(after) if text.startswith("entry")] == expected
+        for node in old:
+            assert node.value("SELECT pgraft_get_leader()") == 0
