@@ -154,7 +154,8 @@ _LONG = {
     "start": "Start PostgreSQL, Raft worker and network process under a supervisor, and wait until PostgreSQL"
     " accepts connections and the worker runs. Where a supervisor died and the others live, it takes"
     " them over without restarting anything.",
-    "stop": "Stop the node: PostgreSQL first (-m as pg_ctl's), then Raft worker and network process.",
+    "stop": "Stop the node: PostgreSQL first (-m as pg_ctl's), then Raft worker and network process."
+    " A leader hands leadership over before that, but not with -m immediate.",
     "status": "Show a node. Exit code 0: PostgreSQL runs, 3: it does not, 4: no accessible data directory."
     " With --json an object; its data_dir is PostgreSQL's data directory, the one that -D names, and"
     " raft_data_dir that of the Raft state.",
