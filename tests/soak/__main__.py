@@ -6,15 +6,21 @@ import argparse
 import importlib
 import random
 import sys
+from importlib.util import find_spec
 
 from tests.soak.form import Form
 from tests.soak.run import Plan, repeat, soak
 
 FORMS = {
-    "processes": "tests.soak.processes:Processes",
-    "network": "tests.soak.network:Network",
-    "storage": "tests.soak.storage:Storage",
+    name: f"tests.soak.{module}:{made}"
+    for name, module, made in (
+        ("processes", "processes", "Processes"),
+        ("network", "network", "Network"),
+        ("storage", "storage", "Storage"),
+    )
+    if find_spec(f"tests.soak.{module}") is not None
 }
+"""Those whose module is there."""
 
 
 def make_form(name: str) -> Form:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -197,12 +197,11 @@ def read_entries(
         yield Entry(node.node_id, index, key_of(text), digest_of(text), final)
 
 
-def read_log(node: Node, told: Callable[[int], None] = lambda _: None) -> list[Entry]:
-    """The whole log of a node, page by page; `told` gets the index that has been reached."""
+def read_log(node: Node) -> list[Entry]:
+    """The whole log of a node, page by page."""
     entries: list[Entry] = []
     with node.connect(prepare_threshold=1) as session:
         last = commit_index(session)
         for first in range(FIRST_INDEX, last + 1, PAGE_ENTRIES):
             entries += read_entries(node, session, first, min(last, first + PAGE_ENTRIES - 1), final=True)
-            told(entries[-1].index)
     return entries

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,9 +179,10 @@ class Soak:
 
     def _finish(self, field: Field, report: Report) -> None:
         self._violations += health.check_running(field)
-        for node in field.nodes:
-            self._say(f"reading the log of {node.name}")
-            self.history.entries += read_log(node)
+        self._say("reading the logs")
+        with ThreadPoolExecutor(len(field.nodes)) as pool:
+            for entries in pool.map(read_log, field.nodes):
+                self.history.entries += entries
         self.history.lives += field.watch.lives
         self.history.save(self._home / "history.jsonl")
         self._violations += [str(violation) for violation in check(self.history)]
@@ -253,7 +255,8 @@ def _cluster(form: Form, plan: Plan, template: Path | None, home: Path) -> Itera
     } | form.settings()
     try:
         template = template or pgcluster.make_template(plan.major, made)
-        with pgcluster.cluster(template, 0, major=plan.major, place=form.place, **settings) as cluster:
+        with pgcluster.cluster(template, 0, major=plan.major, place=form.place) as cluster:
+            cluster.settings |= {f"pgraft.{name}": value for name, value in settings.items()}
             cluster.up(plan.nodes, form.prepare)
             yield cluster
     finally:
