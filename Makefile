@@ -21,9 +21,11 @@ NODES ?= 3
 TLS ?=
 TEST_JOBS ?= 4
 MINUTES ?= 10
+# Not from the environment: bash keeps a SECONDS of its own.
+SIM_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
 FORM ?= processes
 
-.PHONY: help demo demo-status demo-down test test-shm check format bench soak profiles generate clean
+.PHONY: help demo demo-status demo-down test test-shm check format bench sim coverage soak profiles generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -86,6 +88,14 @@ format: $(STAMP) ## put the code into its format
 generate: $(STAMP) ## write the C headers that are made from Python tables
 	@$(BIN)/python -m pgraft.shm.header
 	@$(BIN)/python -m pgraft.postgres.settings_header
+
+sim: $(STAMP) ## the simulator, for SECONDS=60 on all cores, with coverage of the core; SEED=N replays one
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seconds $(SIM_SECONDS) --coverage) $(SIM)
+
+coverage: $(STAMP) ## branch coverage of pgraft/raft by its tests and the simulator: 100 % or it fails
+	@$(BIN)/python -m coverage run --branch --source=pgraft.raft -m pytest -q -p no:cacheprovider \
+	    tests/unit/raft tests/paper tests/conformance tests/simulation/test_simulation_runs.py
+	@$(BIN)/python -m coverage report --show-missing --fail-under=100; rm -f .coverage
 
 bench: $(VENV)/.shim ## benchmarks, against etcd where it is installed; BENCH="--quick" for a short run
 	@$(BIN)/python -m bench $(BENCH)
