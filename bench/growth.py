@@ -29,6 +29,8 @@ from bench.samples import BenchError
 FLAT = 1.15
 FLAT_MB_MIN = 2.0
 """What a figure may rise by in any case: a Python process moves by as much."""
+DISK_STEPS_MB = 8.0
+"""Disk use moves in whole log files: one that is begun and one that is not dropped yet, of 4 MB each."""
 FILES_MAX_RISE = 3
 CALLS_A_STATEMENT = 500
 OUTAGE = (0.30, 0.40)
@@ -204,7 +206,8 @@ class Growth:
             for field in ("disk", "worker", "network", "server_log"):
                 before = max(getattr(it, field) for it in second)
                 after = max(getattr(it, field) for it in last)
-                if after > max(before * FLAT, before + FLAT_MB_MIN):
+                least = DISK_STEPS_MB if field == "disk" else FLAT_MB_MIN
+                if after > max(before * FLAT, before + least):
                     yield f"{name}: {field} rose from {before:.1f} to {after:.1f} MB"
             opened, later = (max(it.descriptors for it in part) for part in (second, last))
             if later > opened + FILES_MAX_RISE:
