@@ -97,7 +97,7 @@ BREAKS = {
     "write_of_overwritten_entries_taken_for_ours": Break(
         "pgraft.raft.unstable",
         " or self.entries[position].term != term:",
-        ":"
+        ":",
         "tests/paper/test_paper_traps.py::test_trap_an_acknowledgement_of_another_terms_entry_at_the_same_index",
     ),
     # Membership
@@ -142,7 +142,11 @@ BREAKS = {
         "    if True:\n        for request",
     ),
     "read_index_before_the_own_first_commit": Break(
-        "pgraft.raft.leader", "return r.raft_log.match_term(r.raft_log.committed, r.term)", "return True"
+        "pgraft.raft.leader",
+        "return r.raft_log.match_term(r.raft_log.committed, r.term)",
+        "return True",
+        "tests/paper/test_paper_traps.py::"
+        "test_trap_read_index_answered_by_a_new_leader_before_its_first_commit",
     ),
     "lease_too_long": Break("pgraft.node.lease", "LEASE_PERCENT = 85", "LEASE_PERCENT = 140"),
     "lease_from_the_answer": Break(
@@ -165,7 +169,7 @@ BREAKS = {
         "pgraft.raft.election",
         'context = CAMPAIGN_TRANSFER if campaign is Campaign.TRANSFER else b""',
         "context = CAMPAIGN_TRANSFER",
-        "tests/paper/test_paper_dissertation.py",
+        "tests/paper/test_paper_6_membership.py",
     ),
     "transfer_never_given_up": Break(
         "pgraft.raft.raft",
