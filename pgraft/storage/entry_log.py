@@ -334,7 +334,12 @@ class EntryLog:
 
     def _decode(self, file: LogFile, record: Record) -> list[Entry]:
         entries = decode_entries(record.payload)
-        if len(entries) != record.entries or entries[0].index != record.first:
+        indexes = [entry.index for entry in entries]
+        if (
+            len(entries) != record.entries
+            or indexes != list(range(record.first, record.first + len(entries)))
+            or any(entry.term != record.term for entry in entries)
+        ):
             raise DamagedLog(file.path, record.offset, "a record holds other entries than its header says")
         return entries
 

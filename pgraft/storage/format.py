@@ -50,6 +50,9 @@ ENTRY_BYTES_MAX = 16 * 1024 * 1024
 PAYLOAD_BYTES_MAX = ENTRY_BYTES_MAX + 64
 """Largest payload of a record: one entry of the largest size with its msgpack headers."""
 
+NUMBER_MAX = 2**62
+"""Of terms, indexes, batches and files: no log comes near, and what is beyond was not written by pgraft."""
+
 LAST_OF_BATCH = 1
 CONF_CHANGE = 2
 
@@ -126,6 +129,8 @@ def unpack_segment_header(data: bytes) -> SegmentHeader:
     if zlib.crc32(data[: _SEGMENT.size]) != crc:
         raise ValueError("the file header's checksum does not match")
     _, _, mark, salt, _, sequence, first, batch, term, vote, commit, reset = _SEGMENT.unpack_from(data)
+    if not min(sequence, first, batch) or max(sequence, first, batch, term, commit, reset) > NUMBER_MAX:
+        raise ValueError("the file header holds a number that no log has")
     return SegmentHeader(
         mark=mark,
         salt=salt,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ FORMAT_VERSION = 1
 IDENTITY_NAME = "identity"
 PEERS_NAME = "peers"
 TEXT_BYTES_MAX = 4 * 1024 * 1024
+NODE_ID_MAX = 2**31 - 1
+MEMBER_ID_MAX = 2**64 - 1
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 _FIRST_LINE = re.compile(rb"pgraft ([a-z]+) ([0-9]{1,9}) crc32=([0-9a-f]{8})")
 
@@ -61,7 +64,7 @@ def new_member_id() -> int:
 def load_identity(data_dir: Path) -> Identity | None:
     """The identity, or None before the first start. DamagedLog when the file does not read back, or is gone
     from beside a Raft state, which is made after it."""
-    identity = _load(data_dir / IDENTITY_NAME, "identity", Identity)
+    identity = _load(data_dir / IDENTITY_NAME, "identity", Identity, _check_identity)
     if identity is None and (data_dir / RAFT_NAME).exists():
         raise DamagedLog(
             data_dir / IDENTITY_NAME, None, "there is a Raft state, but its identity file is missing"
@@ -86,7 +89,7 @@ def update_identity(data_dir: Path, identity: Identity) -> None:
 
 def load_peers(data_dir: Path) -> dict[int, int]:
     """Node id -> member id of the nodes met so far; empty before the first. DamagedLog as above."""
-    peers = _load(data_dir / PEERS_NAME, "peers", Peers)
+    peers = _load(data_dir / PEERS_NAME, "peers", Peers, _check_peers)
     return dict(peers.member_ids) if peers else {}
 
 
@@ -104,16 +107,34 @@ def _save(path: Path, kind: str, value: Identity | Peers) -> None:
         raise failed_call(f"write the {kind} file", path, error) from error
 
 
-def _load(path: Path, kind: str, shape: type[_Shape]) -> _Shape | None:
+def _load(path: Path, kind: str, shape: type[_Shape], check: Callable[[_Shape], None]) -> _Shape | None:
     try:
         data = read_whole(path, TEXT_BYTES_MAX)
-        return msgspec.json.decode(_body(data, kind), type=shape)
+        found = msgspec.json.decode(_body(data, kind), type=shape)
+        check(found)
+        return found
     except FileNotFoundError:
         return None
     except OSError as error:
         raise failed_call(f"read the {kind} file", path, error) from error
-    except (ValueError, msgspec.DecodeError) as error:
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DamagedLog(path, 0, f"the {kind} file cannot be used: {error}", hint_of(error)) from error
+
+
+def _check_identity(identity: Identity) -> None:
+    _check_ids(identity.node_id, identity.member_id)
+    if not 0 <= identity.election_timeout_ms <= NODE_ID_MAX:
+        raise ValueError(f"election_timeout_ms {identity.election_timeout_ms} is out of range")
+
+
+def _check_peers(peers: Peers) -> None:
+    for node_id, member_id in peers.member_ids.items():
+        _check_ids(node_id, member_id)
+
+
+def _check_ids(node_id: int, member_id: int) -> None:
+    if not (1 <= node_id <= NODE_ID_MAX and 1 <= member_id <= MEMBER_ID_MAX):
+        raise ValueError(f"node id {node_id} with member id {member_id} is out of range")
 
 
 def _body(data: bytes, kind: str) -> bytes:

@@ -49,6 +49,7 @@ class Record(NamedTuple):
     batch: int
     first: int
     entries: int
+    term: int
     payload: memoryview
 
 
@@ -92,7 +93,7 @@ def walk_records(fd: int, file: LogFile, offset: int) -> Iterator[Record]:
         wanted = WALK_BYTES
         pos = 0
         while pos + RECORD_HEADER_BYTES <= len(view):
-            found, crc, size, count, _, batch, first, _ = RECORD_SCAN.unpack_from(view, pos)
+            found, crc, size, count, _, batch, first, term = RECORD_SCAN.unpack_from(view, pos)
             stop = pos + RECORD_HEADER_BYTES + size
             if found != mark or offset + stop > file.end:
                 raise DamagedLog(file.path, offset + pos, "a record of the entry log no longer reads back")
@@ -102,7 +103,7 @@ def walk_records(fd: int, file: LogFile, offset: int) -> Iterator[Record]:
             if zlib.crc32(view[pos + CRC_FROM : stop], salt) != crc:
                 raise DamagedLog(file.path, offset + pos, "a record of the entry log no longer reads back")
             payload = view[pos + RECORD_HEADER_BYTES : stop]
-            yield Record(offset + pos, offset + stop, batch, first, count, payload)
+            yield Record(offset + pos, offset + stop, batch, first, count, term, payload)
             pos = stop
         offset += pos
         if pos == 0 and wanted == WALK_BYTES:

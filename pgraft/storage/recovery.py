@@ -26,6 +26,7 @@ from pgraft.storage.format import (
     CONF_CHANGE,
     CRC_FROM,
     LAST_OF_BATCH,
+    NUMBER_MAX,
     PAYLOAD_BYTES_MAX,
     RECORD_HEADER_BYTES,
     RECORD_SCAN,
@@ -131,8 +132,10 @@ def replay_file(fd: int, path: Path, header: SegmentHeader, replay: Replay) -> i
             pos = stop
         index.last = following - 1
         if last_good >= 0:
-            replay.hard_state = record_hard_state(view, last_good)
+            replay.hard_state = state = record_hard_state(view, last_good)
             replay.last_record = base + last_good
+            if max(state.term, state.commit) > NUMBER_MAX:
+                raise DamagedLog(path, replay.last_record, f"term {state.term}, commit {state.commit}")
         at = base + pos
         if needed < 0 or (needed and not window.move(at, needed)):
             break
@@ -148,6 +151,8 @@ def _take_in(
             continue
         if first > index.last + 1:
             raise DamagedLog(path, offset, f"entries {index.last + 1} to {first - 1} are missing")
+        if term > NUMBER_MAX:
+            raise DamagedLog(path, offset, f"entry {first} has term {term}, which no log has")
         index.add(sequence, offset, first, count, term, bool(flags & CONF_CHANGE))
 
 

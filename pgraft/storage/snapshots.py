@@ -69,7 +69,7 @@ def load_newest(directory: Path) -> StoredSnapshot | None:
         raise failed_call("read the snapshot", path, error) from error
     try:
         return _parse(path, data)
-    except (ValueError, msgspec.DecodeError) as error:
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DamagedLog(path, 0, f"the snapshot cannot be used: {error}", hint_of(error)) from error
 
 

@@ -106,17 +106,20 @@ class Store:
         return paths
 
     def _without_unfinished_reset(self, paths: dict[int, Path]) -> dict[int, Path]:
-        """Remove the newest file if it starts the log anew behind a snapshot that never became durable."""
-        newest = max(paths, default=0)
-        if not newest or (self._stored and self._stored.first_file >= newest):
-            return paths
-        path = paths[newest]
-        fd = files.open_existing(path)
-        try:
-            header = log_file.read_header(fd, path, newest)
-        finally:
-            files.close(fd)
-        if header.reset_index:
+        """Remove the newest file if it starts the log anew behind a snapshot that never became durable; it
+        would be lost at the next start, with all that was appended to it."""
+        while paths:
+            newest = max(paths)
+            if self._stored and self._stored.first_file >= newest:
+                break
+            path = paths[newest]
+            fd = files.open_existing(path)
+            try:
+                header = log_file.read_header(fd, path, newest)
+            finally:
+                files.close(fd)
+            if not header.reset_index:
+                break
             files.unlink(paths.pop(newest))
             # Its number is given again; it must not come back beside the file that gets it.
             files.sync_dir(self._directory)
