@@ -9,7 +9,7 @@ from pgraft.node.envelope import NodeStatus
 from pgraft.node.membership import Membership
 from pgraft.raft.types import StateType
 from pgraft.shm.blocks import StatusRow
-from pgraft.shm.layout import Role
+from pgraft.shm.layout import MEMBERS_MAX, Role
 
 _ROLES = {
     StateType.StateFollower: Role.FOLLOWER,
@@ -17,6 +17,10 @@ _ROLES = {
     StateType.StateCandidate: Role.CANDIDATE,
     StateType.StateLeader: Role.LEADER,
 }
+
+
+HEARD_MAX = 4 * MEMBERS_MAX
+"""Nodes, members or not, whose words are kept; beyond that the one that was silent longest goes."""
 
 
 class Heard(msgspec.Struct):
@@ -50,17 +54,24 @@ class Board:
 
     def hear(self, status: NodeStatus, now_ns: int) -> None:
         """A node spoke for itself."""
-        self._heard[status.node_id] = Heard(now_ns, status)
+        self._keep(status, now_ns)
+
+    def _keep(self, status: NodeStatus, at_ns: int) -> None:
+        heard = self._heard
+        if status.node_id not in heard and len(heard) >= HEARD_MAX:
+            del heard[min(heard, key=lambda node_id: heard[node_id].at_ns)]
+        heard[status.node_id] = Heard(at_ns, status)
 
     def hear_table(self, table: list[NodeStatus], leader: int, now_ns: int) -> None:
         """The leader told what it knows of everybody."""
         for status in table:
             if status.node_id in (self._node_id, leader):
                 continue
-            at = now_ns - status.age_ms * 1_000_000
+            # The leader may have heard it before this machine was started.
+            at = max(0, now_ns - status.age_ms * 1_000_000)
             known = self._heard.get(status.node_id)
             if known is None or at >= known.at_ns:
-                self._heard[status.node_id] = Heard(at, status)
+                self._keep(status, at)
 
     def heard_ns(self, node_id: int) -> int:
         """When the node was last heard from, 0 for never."""

@@ -11,12 +11,10 @@ from typing import Protocol
 
 from pgraft.node import answers
 from pgraft.node.commands import Answer, Command
-from pgraft.node.membership import ChangeContext, Membership, Node, encode_context
+from pgraft.node.membership import NODE_ID_MAX, PORT_MAX, ChangeContext, Membership, Node, encode_context
 from pgraft.raft.types import ConfChange, ConfChangeType
 from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX, CommandKind
 
-NODE_ID_MAX = 2**31 - 1
-PORT_MAX = 65535
 NOTICE_INTERVAL_NS = 2_000_000_000
 PROPOSE_AGAIN_NS = 100_000_000
 """A change that the core would not take (another one is pending) is proposed again after this."""

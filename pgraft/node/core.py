@@ -14,10 +14,12 @@ from typing import Protocol
 from pgraft.node.disk_watch import DiskWatch
 from pgraft.node.membership import (
     Membership,
+    MembershipError,
     MembershipLog,
     conf_state_after,
     decode_change,
     from_snapshot,
+    wrong_conf_state,
 )
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import Config, RawNode, Ready
@@ -88,7 +90,8 @@ class Effects(Protocol):
 def replay_membership(store: Store, applied: int = 0) -> tuple[MembershipLog, HardState]:
     """The membership at the commit index, rebuilt from the snapshot and the changes behind it.
 
-    That index is the one on disk, or `applied`, where it is known that so much had been applied.
+    That index is the one on disk, or `applied`, where it is known that so much had been applied. Raises
+    MembershipError and StorageError.
     """
     written = store.hard_state
     hard_state = HardState(written.term, written.vote, max(written.commit, applied))
@@ -99,7 +102,11 @@ def replay_membership(store: Store, applied: int = 0) -> tuple[MembershipLog, Ha
         change = decode_change(entry)
         if change is not None:
             state = log.current
-            log.record(entry.index, state.apply(change, conf_state_after(state.conf_state, change)))
+            after = conf_state_after(state.conf_state, change)
+            wrong = wrong_conf_state(after)
+            if wrong:
+                raise MembershipError(f"the membership change at index {entry.index} leads to {wrong}")
+            log.record(entry.index, state.apply(change, after))
     return log, hard_state
 
 

@@ -128,9 +128,9 @@ class Desk(Standing):
             return
         self.take(command)
 
-    def reply(self, reply: Reply) -> None:
+    def reply(self, sender: int, reply: Reply) -> None:
         """The leader answers a command that was forwarded to it."""
-        if reply.nonce != self._forwarded.nonce or reply.outcome not in Outcome.__members__.values():
+        if reply.nonce != self._forwarded.nonce or sender != self._forwarded.sent_to(reply.number):
             return
         answer = Answer(Outcome(reply.outcome), reply.value1, reply.value2, reply.payload)
         if answer.outcome == Outcome.PROGRESS:

@@ -18,8 +18,12 @@ from pgraft.raft.types import (
     Snapshot,
     SnapshotMetadata,
 )
+from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX
 
 REMOVED_IDS_MAX = 1024
+NODE_ID_MAX = 2**31 - 1
+PORT_MAX = 65535
+_CHANGE_TYPES = frozenset(int(member) for member in ConfChangeType)
 # msgspec raises the second one for a text that is not UTF-8; it is no DecodeError.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
@@ -106,7 +110,50 @@ def from_snapshot(snapshot: Snapshot) -> Membership:
         data = msgspec.msgpack.decode(snapshot.data, type=_SnapshotData)
     except _UNREADABLE as error:
         raise MembershipError(f"snapshot at index {snapshot.metadata.index}: {error}") from error
-    return Membership(data.nodes, data.removed, snapshot.metadata.conf_state)
+    state = snapshot.metadata.conf_state
+    wrong = _wrong_data(data) or wrong_conf_state(state)
+    if wrong:
+        raise MembershipError(f"snapshot at index {snapshot.metadata.index}: {wrong}")
+    return Membership(data.nodes, data.removed, state)
+
+
+def _wrong_data(data: _SnapshotData) -> str:
+    """What of the members cannot be, empty when it is all in range."""
+    if len(data.nodes) > MEMBERS_MAX or len(data.removed) > REMOVED_IDS_MAX:
+        return f"{len(data.nodes)} members and {len(data.removed)} removed ids"
+    for node in data.nodes:
+        if not (1 <= node.node_id <= NODE_ID_MAX and _is_reachable_at(node.address, node.port)):
+            return f"member {node.node_id} at port {node.port}"
+    if len({node.node_id for node in data.nodes}) != len(data.nodes):
+        return "a member stands there twice"
+    for node_id in data.removed:
+        if not 1 <= node_id <= NODE_ID_MAX:
+            return f"removed id {node_id}"
+    return ""
+
+
+def _is_reachable_at(address: str, port: int) -> bool:
+    return 0 <= port <= PORT_MAX and len(address.encode("utf-8", "replace")) <= ADDRESS_BYTES_MAX
+
+
+def wrong_conf_state(state: ConfState) -> str:
+    """Why no cluster can have this configuration, empty when one can: what the core could not restore."""
+    voters, outgoing = frozenset(state.voters), frozenset(state.voters_outgoing)
+    learners, later = frozenset(state.learners), frozenset(state.learners_next)
+    lists = (state.voters, state.voters_outgoing, state.learners, state.learners_next)
+    if not voters:
+        return "no voters"
+    everybody = voters | outgoing | learners | later
+    # One more: a snapshot is widened by a receiver that it does not have yet.
+    if len(everybody) > MEMBERS_MAX + 1 or not all(1 <= node <= NODE_ID_MAX for node in everybody):
+        return f"{len(everybody)} members, ids {min(everybody)} to {max(everybody)}"
+    if sum(map(len, lists)) != sum(map(len, map(frozenset, lists))):
+        return "a member stands in a list twice"
+    if learners & (voters | outgoing) or later & voters or not later <= outgoing:
+        return "a learner that votes"
+    if state.auto_leave and not outgoing:
+        return "it leaves a joint configuration that it is not in"
+    return ""
 
 
 def admitting(snapshot: Snapshot, node_id: int) -> Snapshot:
@@ -129,9 +176,10 @@ def decode_context(context: bytes) -> ChangeContext:
     if not context:
         return ChangeContext()
     try:
-        return msgspec.msgpack.decode(context, type=ChangeContext)
+        found = msgspec.msgpack.decode(context, type=ChangeContext)
     except _UNREADABLE:
         return ChangeContext()
+    return found if _is_reachable_at(found.address, found.port) else ChangeContext()
 
 
 def encode_context(context: ChangeContext) -> bytes:
@@ -140,10 +188,19 @@ def encode_context(context: ChangeContext) -> bytes:
 
 
 def decode_change(entry: Entry) -> ConfChange | None:
-    """The change in a committed entry; None for an entry of user data. pgraft proposes v1 changes only."""
+    """The change in an entry; None for an entry of user data. pgraft proposes v1 changes only. Raises
+    MembershipError for one that no pgraft has written."""
     if entry.type != EntryType.EntryConfChange:
         return None
-    return msgspec.msgpack.decode(entry.data, type=ConfChange)
+    try:
+        change = msgspec.msgpack.decode(entry.data, type=ConfChange)
+    except _UNREADABLE as error:
+        raise MembershipError(f"the membership change at index {entry.index}: {error}") from error
+    if change.type not in _CHANGE_TYPES or not 0 <= change.node_id <= NODE_ID_MAX:
+        raise MembershipError(
+            f"the membership change at index {entry.index}: type {change.type} of node {change.node_id}"
+        )
+    return change
 
 
 class MembershipLog:

@@ -19,9 +19,10 @@ from pgraft.node.commands import Command
 from pgraft.node.core import Core
 from pgraft.node.desk import Desk
 from pgraft.node.display import Display
+from pgraft.node.door import Door
 from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
 from pgraft.node.lease import Lease
-from pgraft.node.membership import Membership, admitting, decode_change, from_snapshot
+from pgraft.node.membership import Membership, MembershipError, admitting, decode_change, from_snapshot
 from pgraft.node.outbox import Outbox
 from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
@@ -74,7 +75,9 @@ class Node:
         self.outbox = outbox
         self.desk = desk
         self.lease = Lease()
+        self.door = Door(config.node_id, core)
         self.rejected = 0
+        self.malformed = 0
         self.barred = ""
         self._quiet = quiet
         self._first_quiet_ns = quiet.until_ns
@@ -88,6 +91,7 @@ class Node:
         self._led_term = 0
         self._yields = Yields.NO
         self._yield_again_ns = 0
+        self._newest_round = 0
         self._snapshots: dict[int, int] = {}
         self._lease_basis: tuple[object, ...] = ()
         self._compacted_check = self.raft.raft_log.applied
@@ -269,17 +273,21 @@ class Node:
                     self.roster.disconnected(node_id)
                     self.core.raw.report_unreachable(node_id)
                 case _:
-                    self.rejected += 1
+                    self.malformed += 1
         except (RecordMalformed, BadEnvelope):
-            self.rejected += 1
+            self.malformed += 1
 
     def _envelope(self, sender: int, envelope: Envelope) -> None:
         honest = envelope.sender == sender == envelope.status.node_id
         if not honest or sender == self.node_id or not self.roster.is_trusted(sender):
             self.rejected += 1
             return
+        why = self.door.envelope(envelope, self._newest_round)
+        if why:
+            self.door.turn_away(sender, why, self._now)
+            return
         for reply in envelope.replies:
-            self.desk.reply(reply)
+            self.desk.reply(sender, reply)
         if sender in self.roster.leaving:
             self.outbox.tell_removed(sender, self.roster.leaving[sender].index)
             return
@@ -289,7 +297,7 @@ class Node:
         if self.removed:
             if envelope.removed_index:
                 return
-            if not any(m.type in _FROM_LEADER for m in envelope.messages):
+            if not any(m.type in _FROM_LEADER and not self.door.message(m) for m in envelope.messages):
                 self._vote_though_removed(sender, envelope.messages)
                 return
             self._on_added_again()
@@ -309,7 +317,7 @@ class Node:
     def _vote_though_removed(self, sender: int, messages: list[Message]) -> None:
         """Who asks may have forgotten the commit of the removal, and then needs this vote to go on."""
         for message in messages:
-            if message.type in _VOTES:
+            if message.type in _VOTES and not self.door.message(message):
                 # The core would stay true to the leader that removed this node; promises are kept in Quiet.
                 self.core.raw.forget_leader()
                 self._step(sender, message)
@@ -333,6 +341,10 @@ class Node:
     def _step(self, sender: int, message: Message) -> None:
         if message.from_ != sender or message.to != self.node_id:
             self.rejected += 1
+            return
+        why = self.door.message(message)
+        if why:
+            self.door.turn_away(sender, why, self._now)
             return
         if self._quiet.drops(message, self._now):
             return
@@ -409,6 +421,8 @@ class Node:
             self.outbox.ring()
         if not self.outbox.is_due():
             return
+        if asks:
+            self._newest_round = now
         own = self._display.own_status()
         if self.outbox.flush(own, self._table(own, now), round_ns=now if asks else 0):
             self.outbox.ring()
@@ -519,7 +533,11 @@ class Node:
             return
         states = self.core.membership_log
         before = states.current
-        conf_state = self.core.raw.apply_conf_change(change)
+        try:
+            conf_state = self.core.raw.apply_conf_change(change)
+        except RaftError as error:
+            # Committed, and impossible: no pgraft leader wrote it, and nobody can go on from here.
+            raise MembershipError(f"the membership change at index {entry.index}: {error}") from error
         states.record(entry.index, before.apply(change, conf_state))
         left = before.get(change.node_id)
         if left is None:

@@ -77,6 +77,11 @@ class Forwarded:
         self._waiting[number] = (command, leader)
         return number
 
+    def sent_to(self, number: int) -> int:
+        """The node that was asked to carry the command out, 0 when none is waited for."""
+        found = self._waiting.get(number)
+        return found[1] if found is not None else 0
+
     def get(self, number: int) -> Command | None:
         """The command with this number."""
         found = self._waiting.get(number)

@@ -141,5 +141,5 @@ def unpack_refusal(record: bytes) -> Refusal:
 def _unpack(decoder: msgspec.msgpack.Decoder[_Body], record: bytes) -> _Body:
     try:
         return decoder.decode(memoryview(record)[PREFIX_BYTES:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordMalformed(str(error)) from error
