@@ -51,7 +51,10 @@ _COUNTERS = (
     "malformed",
     "dropped",
     "connects",
+    "crowded_out",
+    "timed_out",
     "connections",
+    "pending",
 )
 _MESSAGE = int(RecordKind.MESSAGE)
 _RECORD_BYTES_MAX = FRAME_BYTES_MAX + records.PREFIX_BYTES
@@ -88,7 +91,7 @@ class NetworkWorker:
         self._inbox = Inbox(segment.inbound_writer(), self._worker_bell.ring, self._on_stall)
         instance_id = int.from_bytes(os.urandom(8), "little") or 1
         self.hub = Hub(self._wire, self._inbox, config.node_id, config.address, config.port, instance_id)
-        for name in _COUNTERS[:-1]:
+        for name in _COUNTERS[:-2]:
             setattr(self._wire.counters, name, segment.network[name])
 
     # --- start and end ----------------------------------------------------------------------------
@@ -261,7 +264,10 @@ class NetworkWorker:
         words[_WORD["malformed"]] = counters.malformed & _U64_MASK
         words[_WORD["dropped"]] = counters.dropped & _U64_MASK
         words[_WORD["connects"]] = counters.connects & _U64_MASK
+        words[_WORD["crowded_out"]] = counters.crowded_out & _U64_MASK
+        words[_WORD["timed_out"]] = counters.timed_out & _U64_MASK
         words[_WORD["connections"]] = counters.connections
+        words[_WORD["pending"]] = counters.pending
         words[_WORD["ring_damage"]] = self._outbound.damage
 
 

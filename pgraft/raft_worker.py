@@ -71,6 +71,10 @@ class RaftWorker:
         self._state = -1
         self._stopping = False
         self._ready = False
+        # What earlier workers counted goes on.
+        self._refused_before = self._words["messages_refused"]
+        self._malformed_before = self._words["messages_malformed"]
+        self._absurd_before = self._words["messages_absurd"]
         self._watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
 
     # --- life -----------------------------------------------------------------------------------------
@@ -147,7 +151,9 @@ class RaftWorker:
         if taken:
             self._words.add("commands_taken", taken)
         words, core = self._words, node.core
-        words["messages_refused"] = node.rejected + self.source.malformed
+        words["messages_refused"] = self._refused_before + node.rejected + self.source.malformed
+        words["messages_malformed"] = self._malformed_before + node.malformed
+        words["messages_absurd"] = self._absurd_before + node.door.absurd
         words["messages_dropped"] = node.outbox.dropped
         words["ring_damage"] = self.source.damage + self._inbound.damage
         words["yielded"] = int(node.has_yielded)

@@ -60,6 +60,16 @@ AS 'MODULE_PATHNAME', 'pgraft_log_get_replication_status';
 COMMENT ON FUNCTION pgraft_log_get_replication_status() IS
 'on the leader, how far each other member is; on a follower, no rows and a NOTICE naming the leader';
 
+CREATE FUNCTION pgraft_get_network_stats() RETURNS TABLE (
+    connections bigint, pending bigint, frames_in bigint, frames_out bigint, bytes_in bigint, bytes_out bigint,
+    messages_dropped bigint, connections_refused bigint, connections_timed_out bigint,
+    connections_crowded_out bigint, connections_malformed bigint, messages_malformed bigint,
+    messages_absurd bigint, messages_refused bigint
+)
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE ROWS 1 AS 'MODULE_PATHNAME', 'pgraft_get_network_stats';
+COMMENT ON FUNCTION pgraft_get_network_stats() IS
+'connections to peers, what went over them, and what came in and was not taken, since the start of the node';
+
 CREATE FUNCTION pgraft_get_worker_state() RETURNS text
 LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'pgraft_get_worker_state';
 COMMENT ON FUNCTION pgraft_get_worker_state() IS
@@ -129,7 +139,8 @@ COMMENT ON FUNCTION pgraft_take_snapshot() IS
 REVOKE ALL ON FUNCTION
     pgraft_is_leader(), pgraft_get_leader(), pgraft_get_term(), pgraft_get_nodes(),
     pgraft_get_learners(), pgraft_get_cluster_status(), pgraft_log_get_stats(),
-    pgraft_log_get_replication_status(), pgraft_get_worker_state(), pgraft_get_version(),
+    pgraft_log_get_replication_status(), pgraft_get_network_stats(),
+    pgraft_get_worker_state(), pgraft_get_version(),
     pgraft_log_get_entry(bigint), pgraft_read_barrier(), pgraft_init(),
     pgraft_add_node(integer, text, integer), pgraft_remove_node(integer),
     pgraft_replicate_entry(text), pgraft_set_debug(boolean), pgraft_transfer_leadership(integer),
@@ -139,6 +150,7 @@ FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     pgraft_is_leader(), pgraft_get_leader(), pgraft_get_term(), pgraft_get_nodes(),
     pgraft_get_learners(), pgraft_get_cluster_status(), pgraft_log_get_stats(),
-    pgraft_log_get_replication_status(), pgraft_get_worker_state(), pgraft_get_version(),
+    pgraft_log_get_replication_status(), pgraft_get_network_stats(),
+    pgraft_get_worker_state(), pgraft_get_version(),
     pgraft_log_get_entry(bigint), pgraft_read_barrier()
 TO pg_monitor;

@@ -116,6 +116,12 @@ pgraft_worker_word(int number)
 	return pgraft_load(pgraft_words(PGRAFT_WORKER_PAGE) + number);
 }
 
+static inline uint64
+pgraft_network_word(int number)
+{
+	return pgraft_load(pgraft_words(PGRAFT_NETWORK_PAGE) + number);
+}
+
 /* --- text.c ------------------------------------------------------------------------------------ */
 
 extern uint32 pgraft_crc32_start(void);

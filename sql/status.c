@@ -16,6 +16,7 @@ PG_FUNCTION_INFO_V1(pgraft_get_cluster_status);
 PG_FUNCTION_INFO_V1(pgraft_get_learners);
 PG_FUNCTION_INFO_V1(pgraft_log_get_stats);
 PG_FUNCTION_INFO_V1(pgraft_log_get_replication_status);
+PG_FUNCTION_INFO_V1(pgraft_get_network_stats);
 PG_FUNCTION_INFO_V1(pgraft_get_worker_state);
 PG_FUNCTION_INFO_V1(pgraft_get_version);
 PG_FUNCTION_INFO_V1(pgraft_internal_noop);
@@ -345,6 +346,40 @@ pgraft_log_get_stats(PG_FUNCTION_ARGS)
 		values[1] = Int64GetDatum((int64) status.words[PGRAFT_STATUS_W_LAST_INDEX]);
 		values[2] = Int64GetDatum((int64) status.words[PGRAFT_STATUS_W_COMMIT_INDEX]);
 		values[3] = Int64GetDatum((int64) status.words[PGRAFT_STATUS_W_APPLIED]);
+	}
+	put_row(fcinfo, values, nulls);
+	return (Datum) 0;
+}
+
+/*
+ * Words of the network process, then what the worker counts of the same kind. All are counters or gauges of
+ * their own, so a reader that sees them at different moments sees nothing that was not.
+ */
+Datum
+pgraft_get_network_stats(PG_FUNCTION_ARGS)
+{
+	static const int network[] = {
+		PGRAFT_NETWORK_W_CONNECTIONS, PGRAFT_NETWORK_W_PENDING,
+		PGRAFT_NETWORK_W_FRAMES_IN, PGRAFT_NETWORK_W_FRAMES_OUT,
+		PGRAFT_NETWORK_W_BYTES_IN, PGRAFT_NETWORK_W_BYTES_OUT,
+		PGRAFT_NETWORK_W_DROPPED, PGRAFT_NETWORK_W_REFUSED,
+		PGRAFT_NETWORK_W_TIMED_OUT, PGRAFT_NETWORK_W_CROWDED_OUT,
+		PGRAFT_NETWORK_W_MALFORMED
+	};
+	static const int worker[] = {
+		PGRAFT_WORKER_W_MESSAGES_MALFORMED, PGRAFT_WORKER_W_MESSAGES_ABSURD,
+		PGRAFT_WORKER_W_MESSAGES_REFUSED
+	};
+	Datum		values[lengthof(network) + lengthof(worker)] = {0};
+	bool		nulls[lengthof(network) + lengthof(worker)] = {0};
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (read_blocks(NULL, NULL))
+	{
+		for (size_t i = 0; i < lengthof(network); i++)
+			values[i] = Int64GetDatum((int64) pgraft_network_word(network[i]));
+		for (size_t i = 0; i < lengthof(worker); i++)
+			values[lengthof(network) + i] = Int64GetDatum((int64) pgraft_worker_word(worker[i]));
 	}
 	put_row(fcinfo, values, nulls);
 	return (Datum) 0;

@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 
 MAGIC = 0x4754_4641_5247_5041  # "APGRAFTG" as bytes on disk: never a plausible zeroed or foreign page
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 PAGE_BYTES = 4096
 WORD_BYTES = 8
 
@@ -72,14 +72,20 @@ WORKER_WORDS = _number(
     "lease_end_ns state epoch beat_ns status_selector status_generation members_selector"
     " members_generation debug sleeping command_tail inbound_tail outbound_head"
     " started_boot_ns elections commands_taken commands_answered messages_dropped messages_refused"
-    " ring_damage fsyncs fsync_ns_total fsync_ns_max joined ready yielded"
+    " ring_damage fsyncs fsync_ns_total fsync_ns_max joined ready yielded messages_malformed"
+    " messages_absurd"
 )
 WORKER_TEXTS = {"error": (1024, 1016)}
 NETWORK_PAGE = 2 * PAGE_BYTES
 NETWORK_WORDS = _number(
     "epoch beat_ns sleeping outbound_tail inbound_head started_boot_ns frames_in frames_out bytes_in"
     " bytes_out refused malformed dropped connects connections members_generation_seen ring_damage"
+    " pending crowded_out timed_out"
 )
+"""What came in and was not taken: `refused` handshakes got a reason, `malformed` connections broke the
+protocol, `crowded_out` ones made room for newer ones, `timed_out` ones said no hello in time. `pending` ones
+have not finished theirs. In WORKER: `messages_malformed` could not be read, `messages_absurd` could not be
+true (node/door.py), `messages_refused` came from or went to somebody else."""
 STATUS_OFFSET = 3 * PAGE_BYTES
 
 # --- checksummed blocks: the first word is crc32 of bytes [8, used_bytes) ----------------------

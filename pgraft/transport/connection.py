@@ -51,11 +51,14 @@ class Counters:
         "bytes_out",
         "connections",
         "connects",
+        "crowded_out",
         "dropped",
         "frames_in",
         "frames_out",
         "malformed",
+        "pending",
         "refused",
+        "timed_out",
     )
 
     def __init__(self) -> None:
@@ -67,7 +70,10 @@ class Counters:
         self.malformed = 0
         self.dropped = 0
         self.connects = 0
+        self.crowded_out = 0
+        self.timed_out = 0
         self.connections = 0
+        self.pending = 0
 
 
 class Wire:

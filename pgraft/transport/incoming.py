@@ -140,6 +140,7 @@ class Lobby:
         elif len(self._inside) >= PENDING_CONNECTIONS_MAX:
             self._evict(None)
         self._inside[session] = now_ns() + int(ms * _MS)
+        self._shared.wire.counters.pending = len(self._inside)
         self._per_host[session.host] = self._per_host.get(session.host, 0) + 1
         timers = self._shared.wire.loop.timers
         if not timers.is_set("lobby"):
@@ -149,6 +150,7 @@ class Lobby:
         """It is let in, or gone."""
         if self._inside.pop(session, None) is None:
             return
+        self._shared.wire.counters.pending = len(self._inside)
         left = self._per_host[session.host] - 1
         if left:
             self._per_host[session.host] = left
@@ -174,7 +176,7 @@ class Lobby:
     def _evict(self, host: str | None) -> None:
         for session in self._inside:
             if host is None or session.host == host:
-                self._shared.wire.counters.refused += 1
+                self._shared.wire.counters.crowded_out += 1
                 self._complain(session.host, "too many connections that say nothing")
                 session.on_lost("made room for another connection")
                 return
@@ -183,7 +185,7 @@ class Lobby:
         now = now_ns()
         for session in [session for session, due in self._inside.items() if due <= now]:
             if not session.ended:
-                self._shared.wire.counters.refused += 1
+                self._shared.wire.counters.timed_out += 1
                 self._complain(session.host, "no complete handshake in time")
             session.on_lost("out of time")
         if self._inside:

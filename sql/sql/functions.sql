@@ -13,6 +13,7 @@ SELECT * FROM pgraft_get_nodes();
 SELECT * FROM pgraft_get_cluster_status();
 SELECT * FROM pgraft_log_get_stats();
 SELECT * FROM pgraft_log_get_replication_status();
+SELECT connections, frames_in, messages_absurd FROM pgraft_get_network_stats();
 -- Commands.
 SELECT pgraft_init();
 SELECT pgraft_replicate_entry('x');

@@ -23,7 +23,7 @@ from tests.support.shim_harness import FakeRuntime, Reply, Server, Session, Take
 READERS = (
     "pgraft_is_leader", "pgraft_get_leader", "pgraft_get_term", "pgraft_get_nodes", "pgraft_get_learners",
     "pgraft_get_cluster_status", "pgraft_log_get_stats", "pgraft_log_get_replication_status",
-    "pgraft_get_worker_state", "pgraft_get_version",
+    "pgraft_get_worker_state", "pgraft_get_version", "pgraft_get_network_stats",
 )  # fmt: skip
 COMMANDS = ("pgraft_replicate_entry('x')", "pgraft_log_get_entry(1)", "pgraft_init()")
 EXTREMES = (0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)

@@ -18,6 +18,7 @@ READERS = {
     "pgraft_is_leader", "pgraft_get_leader", "pgraft_get_term", "pgraft_get_nodes", "pgraft_get_learners",
     "pgraft_get_cluster_status", "pgraft_log_get_stats", "pgraft_log_get_entry", "pgraft_read_barrier",
     "pgraft_log_get_replication_status", "pgraft_get_worker_state", "pgraft_get_version",
+    "pgraft_get_network_stats",
 }  # fmt: skip
 SIGNATURES = {
     "pgraft_init": ("", "boolean"),
@@ -43,6 +44,13 @@ SIGNATURES = {
         "",
         "TABLE(node_id integer, match_index bigint, next_index bigint, is_replicating boolean,"
         " last_heartbeat interval)",
+    ),
+    "pgraft_get_network_stats": (
+        "",
+        "TABLE(connections bigint, pending bigint, frames_in bigint, frames_out bigint, bytes_in bigint,"
+        " bytes_out bigint, messages_dropped bigint, connections_refused bigint,"
+        " connections_timed_out bigint, connections_crowded_out bigint, connections_malformed bigint,"
+        " messages_malformed bigint, messages_absurd bigint, messages_refused bigint)",
     ),
     "pgraft_get_worker_state": ("", "text"),
     "pgraft_get_version": ("", "text"),

@@ -168,7 +168,7 @@ def test_a_thousand_idle_connections_and_slow_senders_disturb_nobody(cluster: Cl
         for number in range(50):
             one.send(2, b"%d" % number)
             two.wait_for(RecordKind.MESSAGE, 1, b"%d" % number)
-        two.wait(lambda: two.word("refused") >= 800, "evictions")
+        two.wait(lambda: two.word("crowded_out") >= 800, "evictions")
         assert two.word("connections") == 2
         assert two.log().count("say nothing") == 1
         three = cluster.node(3)
