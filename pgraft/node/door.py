@@ -101,16 +101,11 @@ class Door:
             why = why or _wrong_status(row)
         if not why and (envelope.calls or envelope.replies):
             why = _wrong_commands(envelope)
-        if not why and (envelope.calls or envelope.removed_index):
-            why = self._stranger(envelope)
+        if not why and envelope.calls and raft.state is StateType.StateLeader:
+            # The leader knows all members, who alone have sessions that wait.
+            if self._core.membership_log.current.get(envelope.sender) is None:
+                why = f"{len(envelope.calls)} commands of a node that is no member"
         return why
-
-    def _stranger(self, envelope: Envelope) -> str:
-        """Commands, and the word that one was removed, come from members."""
-        membership = self._core.membership_log.current
-        if membership.nodes and membership.get(envelope.sender) is None:
-            return f"it is no member, and sent {len(envelope.calls)} commands or that this node was removed"
-        return _FINE
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -192,8 +187,8 @@ class Door:
         except MembershipError as error:
             return str(error)
         ids = {*state.voters, *state.learners}
-        # One that does not know the receiver is widened by it, without its address.
-        if self._node_id not in ids or not known <= ids or not ids <= known | {self._node_id}:
+        # Receivers that came later were added to the members, and not to their addresses (admitting).
+        if self._node_id not in ids or not known <= ids:
             return f"a snapshot of members {sorted(ids)} that describes {sorted(known)}"
         return self._from_leader(m)
 

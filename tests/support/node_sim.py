@@ -1,8 +1,10 @@
 """Several nodes of pgraft.node in one process, with real stores and segments, and time by hand.
 
 There is no network process: what a node puts into its outbound ring is handed to the others here,
-over links that can be cut. Nodes can be killed (what they did not sync is on disk all the same, but
-their memory is gone), frozen and thawed. Commands go through the real command ring, as a backend's.
+over links that can be cut. Nothing that nodes say to each other may be turned away at the door of
+another: only a test that says hostile things itself sets `hostile`. Nodes can be killed (what they did
+not sync is on disk all the same, but their memory is gone), frozen and thawed. Commands go through the
+real command ring, as a backend's.
 """
 
 from __future__ import annotations
@@ -232,6 +234,7 @@ class SimNode:
         """kill -9 of the worker: its memory is gone, the segment and the disk stay."""
         if self.node is None:
             return
+        self.sim.turned_away += self.node.door.absurd
         self.node.core.store._log.close()
         self.node = None
         self.source.close()
@@ -325,6 +328,8 @@ class Sim:
         self.tickets: list[Ticket] = []
         self.on_step: list[Callable[[], None]] = []
         self.drop: Callable[[int, int, bytes], bool] = lambda sender, to, envelope: False
+        self.hostile = False
+        self.turned_away = 0
         self._links: set[tuple[int, int]] = set()
         self._cut: set[frozenset[int]] = set()
         self._on_way: list[tuple[int, int, int, bytes]] = []
@@ -527,3 +532,5 @@ def simulation(root: Path, seed: int = 1) -> Iterator[Sim]:
         boot.now_ns, boot.secrets, node.clock = kept  # type: ignore[attr-defined,assignment]
         for one in sim.nodes.values():
             one.close()
+    if sim.turned_away and not sim.hostile:
+        raise AssertionError(f"{sim.turned_away} messages of true nodes were turned away")

@@ -103,7 +103,8 @@ def test_the_ids_of_the_removed_are_bounded_and_the_newest_stay() -> None:
 
 
 def test_a_snapshot_carries_everything() -> None:
-    state = applied(applied(START, LEARN, 2, address="b", port=2), REMOVE, 1)
+    grown = applied(applied(START, LEARN, 2, address="b", port=2), ADD, 3, address="c", port=3)
+    state = applied(grown, REMOVE, 1)
     snapshot = state.to_snapshot(10, 3)
     assert from_snapshot(snapshot) == state
     with pytest.raises(MembershipError, match="index 10"):
