@@ -23,9 +23,10 @@ TEST_JOBS ?= 4
 MINUTES ?= 10
 # Not from the environment: bash keeps a SECONDS of its own.
 SIM_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+FUZZ_SECONDS := $(SIM_SECONDS)
 FORM ?= processes
 
-.PHONY: help demo demo-status demo-down test test-shm check format bench sim coverage soak profiles generate clean
+.PHONY: help demo demo-status demo-down test test-shm check format bench fuzz sim coverage soak profiles generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -105,6 +106,8 @@ soak: $(VENV)/.shim ## a cluster under faults, checked: MINUTES=10 FORM=processe
 
 profiles: $(VENV)/.shim ## LAN and WAN timing over slow links, no spurious election: MINUTES=10 PROFILES="--nodes 3 5 7"
 	@$(BIN)/python -m tests.soak.profiles --minutes $(MINUTES) $(PROFILES)
+fuzz: $(VENV)/.pgraft ## every fuzzer for SECONDS=60 each, with counts; FUZZ="nodes --seed 3" for one
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 clean: ## remove what was built here
 	@rm -rf .venv .venv313 build pgraft.egg-info .pytest_cache .mypy_cache .ruff_cache

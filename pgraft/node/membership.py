@@ -23,6 +23,7 @@ from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX
 REMOVED_IDS_MAX = 1024
 NODE_ID_MAX = 2**31 - 1
 PORT_MAX = 65535
+MEMBER_ID_MAX = 2**64 - 1
 _CHANGE_TYPES = frozenset(int(member) for member in ConfChangeType)
 # msgspec raises the second one for a text that is not UTF-8; it is no DecodeError.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
@@ -122,7 +123,7 @@ def _wrong_data(data: _SnapshotData) -> str:
     if len(data.nodes) > MEMBERS_MAX or len(data.removed) > REMOVED_IDS_MAX:
         return f"{len(data.nodes)} members and {len(data.removed)} removed ids"
     for node in data.nodes:
-        if not (1 <= node.node_id <= NODE_ID_MAX and _is_reachable_at(node.address, node.port)):
+        if not 1 <= node.node_id <= NODE_ID_MAX or not _is_possible(node):
             return f"member {node.node_id} at port {node.port}"
     if len({node.node_id for node in data.nodes}) != len(data.nodes):
         return "a member stands there twice"
@@ -132,8 +133,10 @@ def _wrong_data(data: _SnapshotData) -> str:
     return ""
 
 
-def _is_reachable_at(address: str, port: int) -> bool:
-    return 0 <= port <= PORT_MAX and len(address.encode("utf-8", "replace")) <= ADDRESS_BYTES_MAX
+def _is_possible(at: Node | ChangeContext) -> bool:
+    """Whether address, port and member id are in the ranges that the segment has for them."""
+    fits = len(at.address.encode("utf-8", "replace")) <= ADDRESS_BYTES_MAX
+    return fits and 0 <= at.port <= PORT_MAX and 0 <= at.member_id <= MEMBER_ID_MAX
 
 
 def wrong_conf_state(state: ConfState) -> str:
@@ -179,7 +182,7 @@ def decode_context(context: bytes) -> ChangeContext:
         found = msgspec.msgpack.decode(context, type=ChangeContext)
     except _UNREADABLE:
         return ChangeContext()
-    return found if _is_reachable_at(found.address, found.port) else ChangeContext()
+    return found if _is_possible(found) else ChangeContext()
 
 
 def encode_context(context: ChangeContext) -> bytes:

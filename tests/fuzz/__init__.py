@@ -1,0 +1,1 @@
+"""Fuzzers: README.md says what each one feeds, and how to run them."""
