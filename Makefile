@@ -106,6 +106,7 @@ soak: $(VENV)/.shim ## a cluster under faults, checked: MINUTES=10 FORM=processe
 
 profiles: $(VENV)/.shim ## LAN and WAN timing over slow links, no spurious election: MINUTES=10 PROFILES="--nodes 3 5 7"
 	@$(BIN)/python -m tests.soak.profiles --minutes $(MINUTES) $(PROFILES)
+
 fuzz: $(VENV)/.pgraft ## every fuzzer for SECONDS=60 each, with counts; FUZZ="nodes --seed 3" for one
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 

@@ -101,10 +101,11 @@ class Door:
             why = why or _wrong_status(row)
         if not why and (envelope.calls or envelope.replies):
             why = _wrong_commands(envelope)
-        if not why and envelope.calls and raft.state is StateType.StateLeader:
-            # The leader knows all members, who alone have sessions that wait.
-            if self._core.membership_log.current.get(envelope.sender) is None:
-                why = f"{len(envelope.calls)} commands of a node that is no member"
+        if why or not envelope.calls or raft.state is not StateType.StateLeader:
+            return why
+        # The leader knows all members, who alone have sessions that wait.
+        if self._core.membership_log.current.get(envelope.sender) is None:
+            why = f"{len(envelope.calls)} commands of a node that is no member"
         return why
 
     # --- messages -----------------------------------------------------------------------------------------

@@ -275,6 +275,7 @@ def test_who_knows_nothing_yet_takes_any_term_that_there_can_be(tmp_path: Path) 
     with simulation(tmp_path) as made:
         made.hostile = True
         one = made.add(1, (2, 3), initial_cluster_state="existing")
+        one.inbox.append(pack(RecordKind.PEER_HELLO, 2, PeerHello(22, "127.0.0.1", 7002, 1)))
         say(one, 2, Message(type=M.MsgHeartbeat, term=TERM_MAX + 1))
         assert one.live.raft.term == 0
         assert one.live.door.absurd == 1
