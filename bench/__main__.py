@@ -17,14 +17,15 @@ from typing import Any
 
 import psycopg
 
-from bench import etcd, failover, latency, report, resources, startup, tls_cost
+from bench import bench_core, etcd, failover, latency, report, resources, startup, tls_cost
 from bench.cluster import PgraftCluster
 from bench.report import Results
 from bench.samples import BenchError, LoadFigures, Request, in_window, summarise
 from pgraft import __version__
 
-PARTS = ("latency", "throughput", "is_leader", "resources", "tls", "failover", "startup")
+PARTS = ("core", "latency", "throughput", "is_leader", "resources", "tls", "failover", "startup")
 VALUE_BYTES = 100
+CORE_S = 2.0
 DEFAULT_TIMING_MS, SHORT_TIMING_MS = (1000, 100), (500, 50)
 THROUGHPUT_CLIENTS = (16, 64, 256)
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
@@ -70,7 +71,10 @@ class Bench:
         """Measure every part that was asked for."""
         clients = [1] if "latency" in self.parts else []
         clients += THROUGHPUT_CLIENTS if "throughput" in self.parts else []
-        if not only_etcd:
+        if "core" in self.parts and not only_etcd:
+            say("core")
+            self.results.core = bench_core.measure(CORE_S)
+        if not only_etcd and self.parts != ["core"]:
             self._up()
         if clients:
             self._loads(clients, only_etcd)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench import bench_core
 from bench.failover import FailoverFigures
 from bench.latency import CallCost
 from bench.resources import NodeResources
@@ -31,6 +32,7 @@ class Results:
     pgraft: list[LoadFigures] = dataclasses.field(default_factory=list)
     etcd: list[LoadFigures] = dataclasses.field(default_factory=list)
     cpu_us_per_commit: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
+    core: dict[str, int] = dataclasses.field(default_factory=dict)
     is_leader: CallCost | None = None
     failover: list[FailoverFigures] = dataclasses.field(default_factory=list)
     resources: list[NodeResources] = dataclasses.field(default_factory=list)
@@ -55,7 +57,8 @@ def _at(figures: list[LoadFigures], clients: int) -> LoadFigures | None:
 
 def verdicts(results: Results) -> list[Verdict]:
     """Every figure to reach that this run says something about."""
-    found = _against_etcd(results)
+    found = [_core_verdict(name, value) for name, value in results.core.items()]
+    found += _against_etcd(results)
     if results.is_leader is not None:
         cost = results.is_leader.on_top_us
         found.append(_below("pgraft_is_leader() on top of an empty C function, us", cost, IS_LEADER_US, 3))
@@ -78,6 +81,11 @@ def verdicts(results: Results) -> list[Verdict]:
         name = f"start with {results.start_s['entries']:,.0f} entries, s"
         found.append(_below(name, results.start_s["full"], START_S, 2))
     return found
+
+
+def _core_verdict(name: str, value: int) -> Verdict:
+    bound = bench_core.TO_REACH[name]
+    return Verdict(f"core alone: {name.replace('_', ' ')}", f">= {bound:,}", f"{value:,}", value >= bound)
 
 
 def _below(what: str, value: float, bound: float, digits: int) -> Verdict:
