@@ -9,6 +9,8 @@ import argparse
 import os
 import sys
 
+import coverage
+
 from tests.simulation import breaks
 
 STEPS_DEFAULT = 5000
@@ -29,13 +31,18 @@ def main() -> int:
     options = parser.parse_args()
     if options.fault:
         breaks.install(options.fault)
+    importing = coverage.Coverage(branch=True, source=["pgraft.raft"], data_file=None)
+    if options.coverage:
+        importing.start()  # what runs at import counts, too
     from tests.simulation import report
 
+    if options.coverage:
+        importing.stop()
     if options.seed is not None:
         return report.replay(options.seed, options.steps)
     if options.seconds is None and options.seeds is None:
         parser.error("one of --seconds, --seeds and --seed is needed")
-    return report.run(options)
+    return report.run(options, importing)
 
 
 if __name__ == "__main__":
