@@ -29,6 +29,7 @@ from pgraft.storage.format import (
 from pgraft.storage.log_file import file_name
 from tests.fuzz.target import Taker, Target, noise
 
+DIRECTORY_VARIABLE = "PGRAFT_FUZZ_DIRECTORY"
 SEGMENT_BYTES = 64 * 1024
 MARK, SALT = 0x11223344, 0x55667788
 _RECORD = struct.Struct("<IIIIIIQQQQQQQ")
@@ -37,7 +38,11 @@ U64_MAX = 2**64 - 1
 
 @cache
 def directory() -> Path:
-    """A data directory in memory, made once; every input empties it first."""
+    """A data directory in memory, made once; every input empties it first. Given by a guided run, which
+    removes it: libFuzzer ends its process without a farewell."""
+    given = os.environ.get(DIRECTORY_VARIABLE)
+    if given:
+        return Path(given)
     made = Path(tempfile.mkdtemp(prefix="pgraft-fuzz-", dir="/dev/shm"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from pgraft.shm import segment
 from tests.fuzz import corpus
 from tests.fuzz.target import Target
 
@@ -71,7 +73,21 @@ def guided(target: Target, *, seconds: int = 0, runs: int = 0, seed: int = 1, gr
 
 def _libfuzzer(target: Target, *arguments: str) -> tuple[str, int]:
     command = [sys.executable, "-m", "tests.fuzz.guided", target.name, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    with tempfile.TemporaryDirectory(prefix="pgraft-fuzz-", dir="/dev/shm") as name:
+        environment = os.environ | {"PGRAFT_FUZZ_DIRECTORY": name}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        finally:
+            for data_dir in (Path(name), Path(name) / "node"):
+                segment.unlink(segment.segment_name(data_dir))
     return done.stderr + done.stdout, done.returncode
 
 
