@@ -27,6 +27,8 @@ LINK_ENVELOPES_MAX = 64
 """What is on its way from one node to another at most; more is dropped, as the network process does. Without
 a bound, streams of single entries that arrive out of order are rejected and sent anew faster than they
 are used up: the core, like etcd's, counts on links that mostly keep the order."""
+CATCHING_UP_MAX = 20
+TERMS_RACED = 5
 CALM_TIMEOUTS = 60
 """Election timeouts within which everything must be committed everywhere, or something more be applied,
 once the faults have ended."""
@@ -49,6 +51,7 @@ class Cluster:
         self.paused_until: dict[int, int] = {}
         self.answered = 0
         self.calm = False
+        self._calm_term = 0
         self._arrivals: dict[tuple[int, int], int] = {}
         self._on_way: Counter[tuple[int, int]] = Counter()
         self._events: list[tuple[int, int, Callable[..., None], object, int]] = []
@@ -287,15 +290,16 @@ class Cluster:
         self.calm = True
         self.faults.end()
         patience = CALM_TIMEOUTS * max(host.timeout_us for host in self.hosts.values())
-        limit, applied = self.now + patience, 0
+        limit, cap = self.now + patience, self.now + CATCHING_UP_MAX * patience
+        self._calm_term = term = self._newest_term()
+        applied = 0
         goal = Goal(self)
         while not goal.reached():
-            if (
-                self.now > limit
-                and (now_applied := sum(host.applied for host in self.hosts.values())) > applied
-            ):
-                # With one entry in flight at a time, catching up takes a round trip for each.
-                limit, applied = self.now + patience, now_applied
+            if self.now > limit:
+                now_applied, now_term = self._all_applied(), self._newest_term()
+                if now_applied > applied and now_term == term and limit < cap:
+                    # With one entry in flight at a time, catching up takes a round trip for each.
+                    limit, applied = self.now + patience, now_applied
             if self.now > limit:
                 if not self._must_progress():
                     self.counts["progress_not_promised"] += 1
@@ -314,6 +318,12 @@ class Cluster:
             found.add("slow_disk")
         return found
 
+    def _all_applied(self) -> int:
+        return sum(host.applied for host in self.hosts.values())
+
+    def _newest_term(self) -> int:
+        return max(host.raw.raft.term for host in self.hosts.values())
+
     def _must_progress(self) -> bool:
         """Whether a lack of progress is a fault; two cases are known to need an operator.
 
@@ -324,7 +334,9 @@ class Cluster:
         """
         if "membership" not in self.profile.faults:
             return True
-        return self.profile.pre_vote and (not self.profile.step_down_on_removal or self._somebody_could_win())
+        if not self.profile.pre_vote:
+            return self._newest_term() < self._calm_term + TERMS_RACED
+        return not self.profile.step_down_on_removal or self._somebody_could_win()
 
     def _somebody_could_win(self) -> bool:
         rafts = {host.id: host.raw.raft for host in self.hosts.values() if host.up}

@@ -24,6 +24,7 @@ def test_seeds_run_without_a_violation(chunk: int) -> None:
     assert not total.violations, "\n".join(total.violations)
     assert total.steps >= SEEDS * STEPS
     assert total.full == SEEDS, f"fewer than {KINDS_MIN} kinds of fault in some seed"
+    assert total.counts.get("progress_not_promised", 0) <= 2
     # Nothing is shown by a cluster that is always down.
     assert total.counts["acknowledged"] > 10 * SEEDS
     assert total.counts["lease_reads"] > SEEDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,9 @@ from tests.simulation.breaks import BREAKS
 
 SEEDS = 150
 STEPS = 4000
+NOT_A_FINDING = (
+    r"step \d+: (NameError|AttributeError|TypeError|KeyError|SyntaxError|ImportError|UnboundLocal)"
+)
 TIMEOUT_S = 900
 PYTEST = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "tests.simulation.broken")
 
@@ -23,6 +27,7 @@ def test_the_simulator_sees(name: str) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert ran.returncode == 1, f"{name} was not seen in {SEEDS} seeds\n{ran.stdout}{ran.stderr}"
     assert "VIOLATION seed" in ran.stdout
+    assert not re.search(NOT_A_FINDING, ran.stdout), f"the fault itself is broken\n{ran.stdout}"
     assert f"--break {name}" in ran.stdout  # the command that replays it
 
 
