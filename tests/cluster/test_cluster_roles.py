@@ -28,12 +28,14 @@ READERS = {
     "pgraft_get_worker_state": "()",
     "pgraft_get_version": "()",
     "pgraft_log_get_entry": "(1)",
+    "pgraft_get_network_stats": "()",
     "pgraft_read_barrier": "()",
 }
 CHANGERS = {
     "pgraft_init": "()",
     "pgraft_add_node": "(1, '127.0.0.1', {port})",
     "pgraft_remove_node": "(99)",
+    "pgraft_update_node": "(99, '127.0.0.1', {port})",
     "pgraft_replicate_entry": "('by a role')",
     "pgraft_set_debug": "(false)",
     "pgraft_transfer_leadership": "(1)",
@@ -118,7 +120,7 @@ def test_a_role_may_call_what_is_its_own_and_nothing_else(node: Node, role: str)
             outcome = _try(session, f"SELECT {name}{words.format(port=node.raft_port)}")
             if name not in ROLES[role]:
                 assert outcome == "42501", name
-            elif name == "pgraft_remove_node":
+            elif name in ("pgraft_remove_node", "pgraft_update_node"):
                 assert outcome == "22023", name  # it was asked, and knows no node 99
             else:
                 assert outcome == "00000", name

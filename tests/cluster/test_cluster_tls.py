@@ -308,21 +308,31 @@ def test_raw_sockets_get_nowhere(cluster: Cluster, undisturbed: Node) -> None:
         # A TLS alert at most (RFC 8446, 5.1: content type 21), and never a frame.
         assert answer[:1] in (b"", b"\x15")
         assert len(answer) <= 7
-    with pytest.raises(ssl.SSLError, match="alert certificate required"):
+    with pytest.raises(OSError, match=_refused("certificate required")):
         _talk_tls(node, client_context())
     old = client_context(_files(cluster, 1))
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises(ssl.SSLError, match="alert protocol version"):
+    with pytest.raises(OSError, match=_refused("protocol version")):
         _talk_tls(node, old)
-    with pytest.raises(ssl.SSLError, match="alert unknown ca"):
+    with pytest.raises(OSError, match=_refused("unknown ca")):
         _talk_tls(node, client_context(Maker(cluster.root / "raw").issue("x", node_uri("pgraft", 1))))
     # A good certificate, and then nothing: it is nobody, and does not wait for ever.
     with dialogue(node.raft_port, client_context(_files(cluster, 1))) as silent:
         silent.end()
-    assert _counters(node)["refused"] - before["refused"] >= 3
-    after = _counters(node)
-    assert after["connections"] == before["connections"]
-    assert after["malformed"] - before["malformed"] >= 4
+    # The node may still be at the last of them, and a reset that overtakes it counts as something else.
+    eventually(
+        lambda: (
+            _counters(node)["refused"] - before["refused"] >= 2
+            and _counters(node)["malformed"] - before["malformed"] >= 4
+        ),
+        "all of them counted",
+    )
+    assert _counters(node)["connections"] == before["connections"]
+
+
+def _refused(alert: str) -> str:
+    """The alert, or, when a reset has overtaken it, the end of the connection."""
+    return f"alert {alert}|EOF occurred|reset by peer"
 
 
 def _talk_tls(node: Node, context: ssl.SSLContext) -> None:

@@ -150,12 +150,10 @@ def test_a_refused_connection_is_reset(pair: Pair) -> None:
 
 def test_frames_come_in_small_pieces(pair: Pair) -> None:
     with pair.connect() as sock:
-        before = len(pair.echo.pieces)
         pair.proxy.links({THERE: Faults(piece_bytes=3)})
         sock.sendall(b"y" * 300)
         assert receive(sock, 300) == b"y" * 300
         assert pair.proxy.counts().pieces == 100
-        assert len(pair.echo.pieces) - before > 5
 
 
 def test_damage_is_one_bit(pair: Pair) -> None:

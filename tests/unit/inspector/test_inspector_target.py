@@ -163,7 +163,7 @@ def test_watch_on_a_terminal_ends_on_q_and_on_ctrl_c_and_leaves_it_as_it_was(nod
         seen = _read_until(master, b"q quits")
         assert b"orders" in seen
         os.write(master, key)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert subprocess.check_output(["stty", "-g"], stdin=slave) == before
         assert b"\x1b[?1049l" in _read_until(master, b"\x1b[?1049l")
     finally:

@@ -97,7 +97,7 @@ class OneNode:
     def segment(self) -> Path:
         """The file of the segment that the node has, or would have."""
         name = rundir.read_segment_name(str(self.raft_dir))
-        return segments.SHM_DIR / (name or "none")
+        return segments.SHM_DIR / (name or "pgraft.has-no-segment-name")
 
     def kill_all(self) -> None:
         """kill -9 of everything, at once."""
