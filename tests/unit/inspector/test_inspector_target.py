@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -158,6 +159,8 @@ def test_watch_on_a_terminal_ends_on_q_and_on_ctrl_c_and_leaves_it_as_it_was(nod
         stdout=slave,
         stderr=slave,
         cwd=Path(__file__).parents[3],
+        # A shell without job control starts what it puts into the background with this ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         seen = _read_until(master, b"q quits")

@@ -14,11 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pgraft.postgres import postmaster, process
 from pgraft.postgres.process import ProcessRef
 from pgraft.shm import segment as segments
 from pgraft_launcher import rundir
-from tests.support.pgcluster import as_server_user, bindir, free_port, pg_config, server_user
+from tests.support.pgcluster import as_server_user, bindir, eventually, free_port, pg_config, server_user
 from tests.unit.launcher.launcher_standins import environment
 
 COMMAND_TIMEOUT_S = 120
@@ -36,6 +38,15 @@ def launch(*words: str, cwd: str = "/", **env: str) -> subprocess.CompletedProce
         timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
+
+
+def _waits_for_init(ref: ProcessRef) -> bool:
+    """Whether it is dead and still there, and no child of ours, which a test reaps itself."""
+    try:
+        process_ = psutil.Process(ref.pid)
+        return process_.status() == psutil.STATUS_ZOMBIE and process_.ppid() != os.getpid()
+    except psutil.NoSuchProcess:
+        return False
 
 
 class OneNode:
@@ -107,6 +118,8 @@ class OneNode:
                 os.kill(ref.pid, signal.SIGKILL)
         for ref in refs:
             process.wait_ended(ref, 10)
+        # Until init has reaped it, a postmaster's pid in a socket's lock file stops the next one.
+        eventually(lambda: not any(_waits_for_init(ref) for ref in refs), "init to reap what was killed")
 
     def destroy(self) -> None:
         """Leave nothing."""
