@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from pgraft.transport.framing import PROTOCOL_VERSION, FrameType, encode_frame
+from pgraft.transport.handshake import Refused, decode_refused
 from pgraft.transport.records import RefusalCode
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Node, eventually
@@ -70,9 +71,8 @@ Changes = Callable[[Node, Node], dict[str, Any]]
             "but this is node",
         ),
         (lambda _n, _o: {}, RefusalCode.MEMBER_ID_CHANGED, "comes with member id 0000000000abcdef"),
-        (lambda _n, _o: {"node_id": 4}, RefusalCode.REMOVED, "node 4 was removed from the cluster"),
     ],
-    ids=["cluster", "version", "self", "receiver", "member-id", "removed"],
+    ids=["cluster", "version", "self", "receiver", "member-id"],
 )
 def test_who_is_refused(
     cluster: Cluster, undisturbed: Node, changes: Changes, code: RefusalCode, text: str
@@ -83,10 +83,28 @@ def test_who_is_refused(
     with dialogue(node.raft_port) as stranger:
         stranger.hello(receiver, **words)
         refused = stranger.refusal()
+    _expect(node, refused, code, text, f"refused node {words['node_id']} at 127.0.0.1:{stranger.port}: ")
+
+
+def test_a_removed_node_is_refused(undisturbed: Node) -> None:
+    """At the latest when the follower has heard of the removal, and its network process from it."""
+
+    def answered() -> tuple[Refused, int] | None:
+        with dialogue(undisturbed.raft_port) as stranger:
+            stranger.hello(undisturbed.node_id, node_id=4)
+            kind, payload = stranger.frame()
+            return (decode_refused(memoryview(payload)), stranger.port) if kind is FrameType.REFUSED else None
+
+    refused, port = eventually(answered, "a refusal")
+    line = f"refused node 4 at 127.0.0.1:{port}: "
+    _expect(undisturbed, refused, RefusalCode.REMOVED, "node 4 was removed from the cluster", line)
+
+
+def _expect(node: Node, refused: Refused, code: RefusalCode, text: str, line: str) -> None:
+    """This refusal, by this node, with a hint, and its line in the log."""
     assert (refused.code, refused.node_id) == (code, node.node_id)
     assert text in refused.text
     assert refused.hint
-    line = f"refused node {words['node_id']} at 127.0.0.1:{stranger.port}: "
     eventually(lambda: line in node.log_text(), "the refusal in the log, with the address")
 
 
