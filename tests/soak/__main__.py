@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import random
 import sys
-from importlib.util import find_spec
 
 from tests.soak.form import Form
+from tests.soak.network import Network
+from tests.soak.processes import Processes
 from tests.soak.run import Plan, repeat, soak
+from tests.soak.storage import Storage
 
-FORMS = {
-    name: f"tests.soak.{module}:{made}"
-    for name, module, made in (
-        ("processes", "processes", "Processes"),
-        ("network", "network", "Network"),
-        ("storage", "storage", "Storage"),
-    )
-    if find_spec(f"tests.soak.{module}") is not None
-}
-"""Those whose module is there."""
-
-
-def make_form(name: str) -> Form:
-    """A new one of this name."""
-    module, _, made = FORMS[name].partition(":")
-    form: Form = getattr(importlib.import_module(module), made)()
-    return form
+FORMS: dict[str, type[Form]] = {form.name: form for form in (Processes, Network, Storage)}
 
 
 def main() -> int:
@@ -40,7 +25,7 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--election-timeout-ms", type=int, default=1000)
     words = parser.parse_args()
-    form = make_form(words.form)
+    form = FORMS[words.form]()
     if reason := form.why_not():
         print(f"soak: skipped: {reason}")
         return 2

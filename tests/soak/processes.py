@@ -227,15 +227,15 @@ def freeze(field: Field, ref: ProcessRef | None, what: str, lasts_s: float) -> S
     return Struck(what, lasts_s, mend)
 
 
-def start(node: Node) -> None:
+def start(node: Node, command: str = "start") -> None:
     """`pgraft-launch start`, as somebody does who sees that the node is not looked after. Raises Failed."""
     end = time.monotonic() + START_WAIT_S
     while True:
-        done = node.start(ok=False)
+        done = node.launch(command, "-l", str(node.log), ok=False)
         if done.returncode == 0:
             return
         if time.monotonic() > end:
-            raise Failed(f"start of {node.name}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+            raise Failed(f"{command} of {node.name}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
 
 
 class Processes(Form):
