@@ -6,17 +6,19 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pgraft.node.force import Survivor, force_new_cluster, survey
 from pgraft.postgres import conffile
 from pgraft.postgres.errors import PostgresError
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import BY_NAME
-from pgraft.storage import StorageError, lock_data_dir
 from pgraft_launcher import node, prepare, rundir, stop
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.node import Node
 from pgraft_launcher.progress import Progress
+
+if TYPE_CHECKING:
+    from pgraft.node.force import Survivor
 
 FLAG = "--accept-data-loss"
 _CLUSTER_ID = "pgraft.cluster_id"
@@ -25,6 +27,9 @@ _MIB = 1024 * 1024
 
 def force(found: Node, settings: Reader, *, accepted: bool, progress: Progress) -> None:
     """Make the stopped node a cluster of its own. LaunchError when it runs, or without `accepted`."""
+    from pgraft.node.membership import MembershipError  # heavy, and every other command does without
+    from pgraft.storage import StorageError, lock_data_dir
+
     if stop.is_running(found):
         raise LaunchError(f"the node in {found.config_dir} is running", hint="pgraft-launch stop it first")
     data_dir = Path(found.data_dir)
@@ -39,6 +44,10 @@ def force(found: Node, settings: Reader, *, accepted: bool, progress: Progress) 
             _force(data_dir, _segment_bytes(found), found, settings, accepted, progress)
     except StorageError as error:
         raise LaunchError(str(error), hint=error.hint) from error
+    except MembershipError as error:
+        raise LaunchError(
+            f"{data_dir}: {error}", hint="take another survivor; this one could not start"
+        ) from error
     finally:
         os.close(lock)
 
@@ -46,6 +55,8 @@ def force(found: Node, settings: Reader, *, accepted: bool, progress: Progress) 
 def _force(
     data_dir: Path, segment_bytes: int, found: Node, settings: Reader, accepted: bool, progress: Progress
 ) -> None:
+    from pgraft.node.force import force_new_cluster, survey
+
     survivor = survey(data_dir, segment_bytes)
     for line in _describe(survivor):
         progress.say(line)

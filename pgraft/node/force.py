@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pgraft.node.core import replay_membership
-from pgraft.node.membership import ChangeContext, Membership, conf_state_after, decode_change, encode_context
+from pgraft.node.membership import ChangeContext, Membership, encode_context
 from pgraft.raft import codec
 from pgraft.raft.types import ConfChange, ConfChangeType, Entry, HardState
 from pgraft.storage import (
@@ -51,7 +51,10 @@ class Survivor(msgspec.Struct, frozen=True):
 
 
 def survey(data_dir: Path, segment_bytes: int) -> Survivor:
-    """Look at the Raft state below `data_dir`, whose lock the caller holds. Raises StorageError."""
+    """Look at the Raft state below `data_dir`, whose lock the caller holds.
+
+    Raises StorageError and, for a log that no node could start with, MembershipError.
+    """
     identity, store = _open(data_dir, segment_bytes)
     try:
         return _survivor(identity, store)
@@ -62,7 +65,7 @@ def survey(data_dir: Path, segment_bytes: int) -> Survivor:
 def force_new_cluster(data_dir: Path, segment_bytes: int) -> str:
     """Make the node below `data_dir`, whose lock the caller holds, a cluster of its own; its new cluster id.
 
-    Everything in its log counts as committed afterwards. Raises StorageError.
+    Everything in its log counts as committed afterwards. Raises StorageError and MembershipError.
     """
     identity, store = _open(data_dir, segment_bytes)
     try:
@@ -90,20 +93,16 @@ def _open(data_dir: Path, segment_bytes: int) -> tuple[Identity, Store]:
 
 
 def _survivor(identity: Identity, store: Store) -> Survivor:
-    log, hard_state = replay_membership(store)
-    membership, last = log.current, store.last_index()
-    for entry in store.conf_change_entries(hard_state.commit + 1, last + 1):
-        change = decode_change(entry)
-        if change is not None:
-            membership = membership.apply(change, conf_state_after(membership.conf_state, change))
+    last, written = store.last_index(), store.hard_state
+    log, _ = replay_membership(store, last)  # the whole log counts, not only what is known to be committed
     return Survivor(
         identity.cluster_id,
         identity.node_id,
-        hard_state.term,
-        hard_state.commit,
+        written.term,
+        written.commit,
         last,
         store.term(last),
-        membership,
+        log.current,
     )
 
 

@@ -25,8 +25,11 @@ NODE_ID_MAX = 2**31 - 1
 PORT_MAX = 65535
 MEMBER_ID_MAX = 2**64 - 1
 _CHANGE_TYPES = frozenset(int(member) for member in ConfChangeType)
-# msgspec raises the second one for a text that is not UTF-8; it is no DecodeError.
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+CHANGE_BYTES_MAX = 512
+"""Of a membership change in an entry: it holds one address. So little is never nested too deeply to be read,
+however deep the stack of its reader is: a change that the door has let in can be applied everywhere."""
+# msgspec raises the second one for a text that is not UTF-8, the third for too many lists in lists.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class MembershipError(Exception):
@@ -195,6 +198,8 @@ def decode_change(entry: Entry) -> ConfChange | None:
     MembershipError for one that no pgraft has written."""
     if entry.type != EntryType.EntryConfChange:
         return None
+    if len(entry.data) > CHANGE_BYTES_MAX:
+        raise MembershipError(f"the membership change at index {entry.index}: {len(entry.data)} bytes")
     try:
         change = msgspec.msgpack.decode(entry.data, type=ConfChange)
     except _UNREADABLE as error:

@@ -40,7 +40,7 @@ def decode_conf_change(entry: Entry) -> ConfChange | ConfChangeV2:
         return EMPTY_CHANGE
     try:
         return decode(entry.data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ErrMalformedMessage(f"entry {entry.term}/{entry.index}: {error}") from error
 
 

@@ -77,6 +77,15 @@ def snap(state: ConfState, index: int, term: int, nodes: tuple[Member, ...] = ME
     return Membership(nodes, (), state).to_snapshot(index, term)
 
 
+NESTED = b"\x91" * 3000 + b"\x01"
+"""Lists in lists, deeper than a reader can follow."""
+
+
+def nested_change() -> Entry:
+    """A change whose context has one element more than this version knows."""
+    return encode_conf_change(ConfChange(0, 4, b"\x95\xa0\x00\xc2\x00" + NESTED))
+
+
 Case = Callable[[int, int, int], Message]
 """Makes the message from the follower's term, last index and last term."""
 
@@ -114,6 +123,9 @@ FROM_LEADER: dict[str, Case] = {
     "a change of no kind": lambda t, i, lt: Message(
         type=M.MsgApp, term=t, log_term=lt, index=i, entries=[placed(changed(4, 9), i + 1, t)]
     ),
+    "a change with lists in lists": lambda t, i, lt: Message(
+        type=M.MsgApp, term=t, log_term=lt, index=i, entries=[placed(nested_change(), i + 1, t)]
+    ),
     "no snapshot": lambda t, i, lt: Message(type=M.MsgSnap, term=t),
     "a snapshot without voters": lambda t, i, lt: Message(
         type=M.MsgSnap, term=t, snapshot=snap(ConfState((), (1, 2, 3)), i + 5, t)
@@ -127,6 +139,10 @@ FROM_LEADER: dict[str, Case] = {
     "a snapshot whose data is garbage": lambda t, i, lt: Message(
         type=M.MsgSnap, term=t,
         snapshot=msgspec.structs.replace(snap(ConfState((1, 2, 3)), i + 5, t), data=b"\xc1"),
+    ),
+    "a snapshot with lists in lists": lambda t, i, lt: Message(
+        type=M.MsgSnap, term=t,
+        snapshot=msgspec.structs.replace(snap(ConfState((1, 2, 3)), i + 5, t), data=b"\x93\x90\x90" + NESTED),
     ),
     "a snapshot of a later term": lambda t, i, lt: Message(
         type=M.MsgSnap, term=t, snapshot=snap(ConfState((1, 2, 3)), i + 5, t + 1)
