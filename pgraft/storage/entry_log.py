@@ -2,7 +2,8 @@
 
 Owner: the Raft worker, one thread. Only the newest file is written to. A file is preallocated and
 gets its name when its header is durable. An error in the middle of a change leaves this object
-unusable; Store sees to that. Errors of system calls leave here as OSError, for Store to explain.
+unusable; Store sees to that. Errors of system calls that change something leave here as OSError, for
+Store to explain; those of reading, and of the start, name their file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from pgraft.raft.types import Entry, HardState
 from pgraft.storage import files
-from pgraft.storage.errors import DamagedLog
+from pgraft.storage.errors import DamagedLog, failed_call
 from pgraft.storage.format import (
     CONF_CHANGE,
     SEGMENT_HEADER_BYTES,
@@ -69,15 +70,18 @@ class EntryLog:
         replay = Replay(index=self.index, next_batch=0, hard_state=HardState())
         newest = max(paths, default=0)
         for sequence, path in paths.items():
-            fd = files.open_existing(path)
             try:
-                self._replay(fd, path, sequence, replay)
-                if sequence == newest:
-                    self._adopt(fd, replay)
-                    fd = -1
-            finally:
-                if fd >= 0:
-                    files.close(fd)
+                fd = files.open_existing(path)
+                try:
+                    self._replay(fd, path, sequence, replay)
+                    if sequence == newest:
+                        self._adopt(fd, replay)
+                        fd = -1
+                finally:
+                    if fd >= 0:
+                        files.close(fd)
+            except OSError as error:
+                raise failed_call("open the entry log", path, error) from error
 
     def _replay(self, fd: int, path: Path, sequence: int, replay: Replay) -> None:
         header = read_header(fd, path, sequence)
@@ -349,10 +353,13 @@ class EntryLog:
             return self._fd
         sequence = file.header.sequence
         if sequence != self._reader_sequence:
+            try:
+                fd = files.open_to_read(file.path)
+            except OSError as error:
+                raise failed_call("open the entry log", file.path, error) from error
             if self._reader_fd >= 0:
                 files.close(self._reader_fd)
-            self._reader_fd = files.open_to_read(file.path)
-            self._reader_sequence = sequence
+            self._reader_fd, self._reader_sequence = fd, sequence
         return self._reader_fd
 
 

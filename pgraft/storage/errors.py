@@ -66,7 +66,7 @@ class DataDirLocked(StorageError):
         self.holder_pid = holder_pid
 
 
-def failed_call(doing: str, subject: Path, error: OSError) -> StorageError:
+def failed_call(doing: str, subject: Path, error: OSError, offset: int | None = None) -> StorageError:
     """The StorageError for a system call that failed while `doing` something to `subject`."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
@@ -77,4 +77,4 @@ def failed_call(doing: str, subject: Path, error: OSError) -> StorageError:
             hint = "Check the disk and the kernel's log before starting the node again."
         case _:
             hint = "Remove the cause, then start the node again."
-    return StorageError(subject, None, f"could not {doing}: {error.strerror or error}", hint)
+    return StorageError(subject, offset, f"could not {doing}: {error.strerror or error}", hint)

@@ -76,6 +76,8 @@ def read_header(fd: int, path: Path, sequence: int) -> SegmentHeader:
     """The header of log file number `sequence`; DamagedLog when it is not what it should be."""
     try:
         header = unpack_segment_header(files.read_at(fd, SEGMENT_HEADER_BYTES, 0))
+    except OSError as error:
+        raise failed_call("read the entry log", path, error, 0) from error
     except ValueError as error:
         raise DamagedLog(path, 0, str(error), hint_of(error)) from error
     if header.sequence != sequence:
@@ -112,10 +114,15 @@ def walk_records(fd: int, file: LogFile, offset: int) -> Iterator[Record]:
 
 def read_part(fd: int, path: Path, offset: int, length: int) -> bytes:
     """`length` bytes at `offset`, which must be there."""
-    try:
-        data = files.read_at(fd, length, offset)
-    except OSError as error:
-        raise failed_call("read the entry log", path, error) from error
-    if len(data) < length:
-        raise DamagedLog(path, offset, f"the file ends {length - len(data)} bytes too early")
+    data = b""
+    while len(data) < length:
+        # A read stops short before a bad sector, too; only the next one says so.
+        at = offset + len(data)
+        try:
+            more = files.read_at(fd, length - len(data), at)
+        except OSError as error:
+            raise failed_call("read the entry log", path, error, at) from error
+        if not more:
+            raise DamagedLog(path, offset, f"the file ends {length - len(data)} bytes too early")
+        data += more
     return data

@@ -21,7 +21,7 @@ import msgspec
 
 from pgraft.raft.types import HardState
 from pgraft.storage import files
-from pgraft.storage.errors import DamagedLog
+from pgraft.storage.errors import DamagedLog, failed_call
 from pgraft.storage.format import (
     CONF_CHANGE,
     CRC_FROM,
@@ -37,6 +37,7 @@ from pgraft.storage.format import (
     record_synced,
 )
 from pgraft.storage.index import LogIndex
+from pgraft.storage.log_file import read_part
 
 CHUNK_BYTES = 1024 * 1024
 """What is read at a time; grows only for a record that is larger."""
@@ -55,11 +56,12 @@ class Replay(msgspec.Struct, kw_only=True):
 class _Window:
     """A part of a file in memory, moved along it. `view[at - base]` is the byte at offset `at`."""
 
-    __slots__ = ("_buffer", "_fd", "_size", "base", "filled", "view")
+    __slots__ = ("_buffer", "_fd", "_path", "_size", "base", "filled", "view")
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
-        self._size = size
+        self._path = path
+        self._size = files.size_of(fd)
         self._buffer = bytearray(CHUNK_BYTES)
         self.view = memoryview(self._buffer)
         self.base = 0
@@ -75,7 +77,10 @@ class _Window:
         self.base = at
         self.filled = 0
         while self.filled < min(len(self._buffer), self._size - at):
-            got = files.read_into(self._fd, self.view[self.filled :], at + self.filled)
+            try:
+                got = files.read_into(self._fd, self.view[self.filled :], at + self.filled)
+            except OSError as error:
+                raise failed_call("read the entry log", self._path, error, at + self.filled) from error
             if got == 0:
                 break
             self.filled += got
@@ -88,7 +93,7 @@ def replay_file(fd: int, path: Path, header: SegmentHeader, replay: Replay) -> i
     Stops quietly at the first record that is not good: the caller decides what that means.
     DamagedLog when good records do not follow one another.
     """
-    window = _Window(fd, files.size_of(fd))
+    window = _Window(fd, path)
     index = replay.index
     unpack, crc32 = RECORD_SCAN.unpack_from, zlib.crc32
     mark, salt, sequence = header.mark, header.salt, header.sequence
@@ -167,9 +172,7 @@ def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, next_b
     last_used = end
     at = end
     while at < size:
-        data = files.read_at(fd, CHUNK_BYTES, at)
-        if not data:
-            break
+        data = read_part(fd, path, at, min(CHUNK_BYTES, size - at))
         used = len(data.rstrip(b"\0"))
         if used:
             last_used = at + used
@@ -177,7 +180,7 @@ def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, next_b
         while found >= 0:
             _check_later_record(fd, path, header, at + found, end, next_batch)
             found = data.find(wanted, found + 1)
-        if len(data) < CHUNK_BYTES:
+        if at + len(data) == size:
             break
         at += len(data) - (len(wanted) - 1)
     return last_used - end

@@ -204,8 +204,6 @@ class Store:
     def _read(self, lo: int, hi: int, max_size: int) -> list[Entry]:
         try:
             return self._log.read(lo, hi, max(max_size, 1))
-        except OSError as error:
-            raise failed_call("read the entry log", self._directory, error) from error
         except msgspec.DecodeError as error:
             raise DamagedLog(self._directory, None, f"entry {lo} cannot be decoded: {error}") from error
 
@@ -373,12 +371,6 @@ class Store:
     def preallocated_bytes(self) -> int:
         """Bytes that the newest log file takes on disk beyond those."""
         return self._log.preallocated_bytes
-
-    def entry_bytes_since(self, index: int) -> int:
-        """Log bytes of the records from the one that holds `index` (or, compacted, the first) to the end."""
-        live = self._log.index
-        total = self._log.total_before(live.last + 1)
-        return total - self._log.total_before(max(index, live.first)) if live.last >= live.first else 0
 
     def compaction_point(self, keep_entries: int, keep_bytes: int, upto: int) -> int:
         """The largest index that can go, or 0: behind it, up to `upto`, at least `keep_entries` entries and

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pgraft.raft.types import ConfState, Entry, HardState, Snapshot, SnapshotMetadata
 from pgraft.storage import (
     DamagedLog,
+    StorageError,
     Store,
     create_identity,
+    files,
     load_identity,
     load_peers,
     open_store,
@@ -231,3 +236,34 @@ def test_damage_that_is_met_while_reading(data_dir: Path) -> None:
         it.entries(8, 9, 1000)
     assert (caught.value.subject, caught.value.offset) == (path, places[7][0])
     it.close()
+
+
+@pytest.mark.parametrize("call", ["read_at", "read_into"])
+def test_a_read_that_fails_at_start_is_named_with_file_and_offset(
+    data_dir: Path, monkeypatch: Any, call: str
+) -> None:
+    """A bad sector: the header's, one among the records, one behind them."""
+    places = fill(data_dir, 60, 4096)
+    path = log_files(data_dir)[-1]
+    bad = {"read_at": [0, places[-1][1]], "read_into": [places[-1][0]]}[call]
+    real = getattr(files, call)
+    failing = -1
+
+    def reading(fd: int, what: Any, offset: int) -> Any:
+        """As the kernel does it: what is before the bad sector, and then nothing but the error."""
+        if os.readlink(f"/proc/self/fd/{fd}") != str(path) or offset > failing:
+            return real(fd, what, offset)
+        if offset == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        length = what if isinstance(what, int) else len(what)
+        short = min(length, failing - offset)
+        return real(fd, short if isinstance(what, int) else what[:short], offset)
+
+    monkeypatch.setattr(files, call, reading)
+    for failing in bad:
+        with pytest.raises(StorageError, match="Input/output error") as caught:
+            opened(data_dir, 4096)
+        assert (caught.value.subject, caught.value.offset) == (path, failing)
+        assert "Check the disk" in caught.value.hint
+    failing = -1
+    opened(data_dir, 4096).close()

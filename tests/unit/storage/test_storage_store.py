@@ -250,12 +250,35 @@ def test_compaction_point_keeps_until_both_limits_are_exceeded(data_dir: Path) -
     record = RECORD_HEADER_BYTES + len(some(1, 1)[0].data) + 8
     for keep in (record * 10, record * 333, record * 700):
         point = it.compaction_point(10, keep, 1000)
-        assert it.entry_bytes_since(point + 1) >= keep
-        assert it.entry_bytes_since(point + 2) < keep + SEGMENT_HEADER_BYTES * 2
+        end = it._log.total_before(1001)
+        assert end - it._log.total_before(point + 1) >= keep
+        assert end - it._log.total_before(point + 2) < keep + SEGMENT_HEADER_BYTES * 2
         assert it.compaction_point(900, keep, 1000) == min(point, 100)
     it.compact(snapshot_at(500))
     assert it.compaction_point(100, 0, 1000) == 900
     assert it.compaction_point(500, 0, 1000) == 0
+    it.close()
+
+
+def test_a_file_that_cannot_be_opened_is_named_whatever_is_asked(data_dir: Path, monkeypatch: Any) -> None:
+    it = opened(data_dir, 4096)
+    append_many(it, 1, 100)
+    it.append(HardState(1, 0, 100), [])
+    it.close()
+    it = opened(data_dir, 4096)
+    keep = it.log_bytes // 2
+
+    def fail(path: Path) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(files, "open_to_read", fail)
+    for ask in (lambda: it.compaction_point(10, keep, 100), lambda: it.entries(1, 2, NO_LIMIT)):
+        with pytest.raises(StorageError, match="Too many open files") as caught:
+            ask()
+        assert caught.value.subject.name.startswith("log-")
+    monkeypatch.undo()
+    assert it.compaction_point(10, keep, 100)
+    assert it.entries(1, 2, NO_LIMIT)
     it.close()
 
 
