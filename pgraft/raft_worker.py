@@ -135,10 +135,11 @@ class RaftWorker:
         self._watch.start(self._on_stall)
         more = False
         while True:
-            now = now_ns()
-            self._beat.store(now)
+            self._beat.store(now_ns())
             node.yields = self._asked_to_yield()
             records = self._inbound.read(INBOUND_READ_BYTES)
+            # Behind them, see Node.turn: this process may be stopped at any moment, for any time.
+            now = now_ns()
             commands = self.source.take(now)
             more = node.turn(records, commands, now)
             self._show(node, len(commands))
@@ -217,8 +218,9 @@ class RaftWorker:
             node.desk.begin_transfer(successor)
             until = now_ns() + min(HAND_OVER_MS_MAX, self._config.election_timeout_ms) * _MS
             while node.desk.leads and node.desk.can_take_over(successor) and now_ns() < until:
+                records = self._inbound.read(INBOUND_READ_BYTES)
                 now = now_ns()
-                node.turn(self._inbound.read(INBOUND_READ_BYTES), self.source.take(now), now)
+                node.turn(records, self.source.take(now), now)
                 self._sleep(min(until, node.deadline_ns()))
         node.lease.end()
         node.desk.stop()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from pgraft.node.envelope import NodeStatus
-from pgraft.node.membership import Membership
+from pgraft.node.membership import Membership, MembershipLog
 from pgraft.raft.types import StateType
 from pgraft.shm.blocks import StatusRow
 from pgraft.shm.layout import MEMBERS_MAX, Role
@@ -20,7 +20,7 @@ _ROLES = {
 
 
 HEARD_MAX = 4 * MEMBERS_MAX
-"""Nodes, members or not, whose words are kept; beyond that the one that was silent longest goes."""
+"""Nodes whose words are kept; beyond that the one that was silent longest and is no member goes."""
 
 
 class Heard(msgspec.Struct):
@@ -47,8 +47,9 @@ def role_of(state: StateType, *, is_learner: bool) -> Role:
 class Board:
     """What this node knows of the others."""
 
-    def __init__(self, node_id: int, election_timeout_ms: int) -> None:
+    def __init__(self, node_id: int, election_timeout_ms: int, members: MembershipLog) -> None:
         self._node_id = node_id
+        self._members = members
         self._timeout_ns = election_timeout_ms * 1_000_000
         self._heard: dict[int, Heard] = {}
 
@@ -58,14 +59,17 @@ class Board:
 
     def _keep(self, status: NodeStatus, at_ns: int) -> None:
         heard = self._heard
-        if status.node_id not in heard and len(heard) >= HEARD_MAX:
-            del heard[min(heard, key=lambda node_id: heard[node_id].at_ns)]
+        heard.pop(status.node_id, None)  # the newest stands last
+        if len(heard) >= HEARD_MAX:
+            members = self._members.current
+            del heard[next(node_id for node_id in heard if members.get(node_id) is None)]
         heard[status.node_id] = Heard(at_ns, status)
 
     def hear_table(self, table: list[NodeStatus], leader: int, now_ns: int) -> None:
-        """The leader told what it knows of everybody."""
+        """The leader told what it knows of everybody; what it says of members counts."""
+        members = self._members.current
         for status in table:
-            if status.node_id in (self._node_id, leader):
+            if status.node_id in (self._node_id, leader) or members.get(status.node_id) is None:
                 continue
             # The leader may have heard it before this machine was started.
             at = max(0, now_ns - status.age_ms * 1_000_000)
@@ -103,10 +107,12 @@ class Board:
         return worst
 
     def table(self, own: NodeStatus, now_ns: int) -> list[NodeStatus]:
-        """Everybody, for the followers: each with its age."""
+        """All members that were heard, for the followers: each with its age. Of others there may be more than
+        a follower takes."""
         rows = [own]
-        for node_id, heard in self._heard.items():
-            if node_id != self._node_id:
+        for node in self._members.current.nodes:
+            heard = self._heard.get(node.node_id)
+            if heard is not None and node.node_id != self._node_id:
                 age_ms = max(0, now_ns - heard.at_ns) // 1_000_000
                 rows.append(msgspec.structs.replace(heard.status, age_ms=age_ms))
         return rows

@@ -153,7 +153,7 @@ def build_node(
     outbound = segment.outbound_writer()
     bell = Bell(Path(config.data_dir) / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
     outbox = Outbox(config.node_id, outbound, bell, core.promise_ns // 1_000_000)
-    board = Board(config.node_id, config.election_timeout_ms)
+    board = Board(config.node_id, config.election_timeout_ms, core.membership_log)
     roster = Roster(config, promised, segment, outbound)
     desk = Desk(config, core, roster, board, outbox, source, secrets.randbits(63))
     node = Node(config, core, roster, board, outbox, desk, segment, quiet, now)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
+from pgraft.hosts import is_host
 from pgraft.node import answers
 from pgraft.node.commands import Answer, Command
 from pgraft.node.membership import NODE_ID_MAX, PORT_MAX, ChangeContext, Membership, Node, encode_context
 from pgraft.raft.types import ConfChange, ConfChangeType
 from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX, CommandKind
+from pgraft.transport.handshake import printable
 
 NOTICE_INTERVAL_NS = 2_000_000_000
 PROPOSE_AGAIN_NS = 100_000_000
@@ -96,6 +98,8 @@ def _refuse_place(membership: Membership, node: Node) -> Answer | None:
         return answers.argument(f"port {node.port} is not within 1 .. {PORT_MAX}")
     if not 1 <= len(node.address.encode()) < ADDRESS_BYTES_MAX:
         return answers.argument(f"the address must have 1 to {ADDRESS_BYTES_MAX - 1} bytes")
+    if not is_host(node.address):
+        return answers.argument(f'"{printable(node.address)}" is neither a host name nor an IP address')
     for other in membership.nodes:
         same_place = (other.address, other.port) == (node.address, node.port)
         if same_place and other.node_id != node.node_id:

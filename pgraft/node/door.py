@@ -86,7 +86,8 @@ class Door:
             return f"{len(envelope.messages)} messages, {len(envelope.table)} rows in one envelope"
         if not (0 <= envelope.term <= TERM_MAX and 0 <= envelope.echo_term <= TERM_MAX):
             return f"an envelope of term {envelope.term}, answering term {envelope.echo_term}"
-        if not (0 <= envelope.round <= U64_MAX and 0 <= envelope.removed_index <= INDEX_MAX):
+        removed_max = min(INDEX_MAX, self._raft.raft_log.last_index() + INDEX_JUMP_MAX)
+        if not (0 <= envelope.round <= U64_MAX and 0 <= envelope.removed_index <= removed_max):
             return f"round {envelope.round}, removed at {envelope.removed_index}"
         if not 0 <= envelope.promise_ms <= _PROMISE_MS_MAX:
             return f"a promise for {envelope.promise_ms} ms"
@@ -101,10 +102,8 @@ class Door:
             why = why or _wrong_status(row)
         if not why and (envelope.calls or envelope.replies):
             why = _wrong_commands(envelope)
-        if why or not envelope.calls or raft.state is not StateType.StateLeader:
-            return why
-        # The leader knows all members, who alone have sessions that wait.
-        if self._core.membership_log.current.get(envelope.sender) is None:
+        # Only members have sessions that wait, and they send their commands to who leads and knows them all.
+        if not why and envelope.calls and self._core.membership_log.current.get(envelope.sender) is None:
             why = f"{len(envelope.calls)} commands of a node that is no member"
         return why
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pgraft.hosts import is_host
 from pgraft.raft.types import (
     ConfChange,
     ConfChangeType,
@@ -18,7 +19,7 @@ from pgraft.raft.types import (
     Snapshot,
     SnapshotMetadata,
 )
-from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX
+from pgraft.shm.layout import MEMBERS_MAX
 
 REMOVED_IDS_MAX = 1024
 NODE_ID_MAX = 2**31 - 1
@@ -137,8 +138,8 @@ def _wrong_data(data: _SnapshotData) -> str:
 
 
 def _is_possible(at: Node | ChangeContext) -> bool:
-    """Whether address, port and member id are in the ranges that the segment has for them."""
-    fits = len(at.address.encode("utf-8", "replace")) <= ADDRESS_BYTES_MAX
+    """Whether the address, where there is one, is a host's, and port and member id are in their ranges."""
+    fits = not at.address or is_host(at.address)
     return fits and 0 <= at.port <= PORT_MAX and 0 <= at.member_id <= MEMBER_ID_MAX
 
 

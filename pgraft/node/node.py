@@ -111,7 +111,11 @@ class Node:
     # --- one turn ---------------------------------------------------------------------------------------
 
     def turn(self, records: list[bytes], commands: list[Command], now_ns: int) -> bool:
-        """Handle what has come. Returns whether there is more to do at once. Raises StorageError."""
+        """Handle what has come. Returns whether there is more to do at once. Raises StorageError.
+
+        `now_ns` was read after `records`: the promise that answers a leader's round begins now, and may not
+        begin before that round was sent.
+        """
         self._now = self.desk.now = now_ns
         # Time first: it passed before these records were read. Behind a leader's message it would count
         # against the promise that is given in answer.
@@ -292,7 +296,7 @@ class Node:
             self.outbox.tell_removed(sender, self.roster.leaving[sender].index)
             return
         self.board.hear(envelope.status, self._now)
-        if envelope.removed_index and not self._outlived(envelope.removed_index):
+        if envelope.removed_index and self._believes_removal(sender, envelope.removed_index):
             self._on_removed(f"node {sender} says so: the change at index {envelope.removed_index}")
         if self.removed:
             if envelope.removed_index:
@@ -322,10 +326,17 @@ class Node:
                 self.core.raw.forget_leader()
                 self._step(sender, message)
 
-    def _outlived(self, index: int) -> bool:
-        """Whether this node has applied the change at `index` and is a member: it was added again."""
-        current = self.core.membership_log.current
-        return self.raft.raft_log.applied >= index and current.get(self.node_id) is not None
+    def _believes_removal(self, sender: int, index: int) -> bool:
+        """Whether the change at `index` has removed this node, since `sender` says so.
+
+        A member's word counts, and where this node hears a leader, that one's alone: else a word of anybody's
+        would end its part. Not when it has applied that change and is a member: it was added again.
+        """
+        current, lead = self.core.membership_log.current, self.raft.lead
+        if current.get(sender) is None or (self._hears_leader() and sender != lead):
+            self.rejected += 1
+            return False
+        return self.raft.raft_log.applied < index or current.get(self.node_id) is None
 
     def _hears_leader(self) -> bool:
         lead = self.raft.lead

@@ -21,7 +21,7 @@ from pgraft.storage import Identity, load_peers, save_peers, update_identity
 from pgraft.transport.records import NetIdentity, PeerHello, RecordKind, Refusal, pack
 
 PRESENT_MAX = 4 * MEMBERS_MAX
-"""Peers, members or not, whose newest member id is kept in memory."""
+"""Peers whose newest member id is kept in memory; beyond that the oldest that is no member goes."""
 
 
 class Leaving(msgspec.Struct, frozen=True):
@@ -116,10 +116,15 @@ class Roster:
     def hello(self, node_id: int, hello: PeerHello) -> None:
         """A peer connected: remember its member id before its messages count. Raises StorageError."""
         self._refusals.pop(node_id, None)
-        if len(self._met) < MEMBERS_MAX or node_id in self._met:
-            self._met[node_id] = Node(node_id, hello.address, hello.port)
-        if len(self._present) < PRESENT_MAX or node_id in self._present:
-            self._present[node_id] = hello.member_id
+        self._met.pop(node_id, None)
+        if len(self._met) >= MEMBERS_MAX:
+            del self._met[next(iter(self._met))]
+        self._met[node_id] = Node(node_id, hello.address, hello.port)
+        self._present.pop(node_id, None)
+        if len(self._present) >= PRESENT_MAX:
+            members = self._membership
+            del self._present[next(one for one in self._present if members.get(one) is None)]
+        self._present[node_id] = hello.member_id
         self._remember()
 
     def _remember(self) -> None:
@@ -167,8 +172,9 @@ class Roster:
         that is no member may speak too: whose configuration lags must still hear new voters."""
         known, present = self._member_ids.get(node_id), self._present.get(node_id)
         if present is None:
-            # Its greeting went to an earlier worker; the network process has checked it.
-            return known is not None
+            # Its greeting went to an earlier worker, or stood here until others came; the network process
+            # has checked it.
+            return known is not None or self._membership.get(node_id) is not None
         return known is None or known == present
 
     def refused(self, node_id: int, refusal: Refusal) -> None:

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pgraft.hosts import HOST_BYTES_MAX, is_host
 from pgraft.postgres.errors import SettingError
 from pgraft.postgres.members import (
-    ADDRESS_BYTES_MAX,
     NAME_BYTES_MAX,
     join_address,
     parse_members,
@@ -184,8 +184,8 @@ def _check_texts(values: Values) -> None:
             "pgraft.name", name, f"must be at most {NAME_BYTES_MAX} bytes without spaces, commas or ="
         )
     address = text_of(values, "address")
-    if len(address.encode()) > ADDRESS_BYTES_MAX or any(c.isspace() for c in address):
-        raise SettingError("pgraft.address", address, f"must be a host of at most {ADDRESS_BYTES_MAX} bytes")
+    if address and not is_host(address):
+        raise SettingError("pgraft.address", address, f"must be a host of at most {HOST_BYTES_MAX} bytes")
 
 
 def _check_stored(values: Values, stored: StoredIdentity) -> None:

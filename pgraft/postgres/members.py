@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pgraft.hosts import is_host
 from pgraft.postgres.errors import SettingError
 from pgraft.postgres.settings import Member
 
 INITIAL_MEMBERS_MAX = 64
 NAME_BYTES_MAX = 120
-ADDRESS_BYTES_MAX = 256
 _SETTING = "pgraft.initial_cluster"
 _FORM = "must be a list of name=host:port, separated by commas"
 
@@ -19,7 +19,7 @@ def split_address(text: str) -> tuple[str, int] | None:
         host = host[1:-1]
     elif ":" in host:
         return None
-    if not colon or not host or any(c.isspace() for c in host) or len(host.encode()) > ADDRESS_BYTES_MAX:
+    if not colon or not is_host(host):
         return None
     if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
         return None

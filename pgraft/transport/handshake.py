@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from pgraft.hosts import is_host
 from pgraft.transport.framing import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
@@ -135,6 +136,7 @@ def decode_hello(payload: memoryview) -> Hello:
     _check_range("expected_receiver", hello.expected_receiver, 1, NODE_ID_MAX)
     _check_range("port", hello.port, 1, PORT_MAX)
     _check_range("min_version", hello.min_version, 1, hello.protocol_version)
+    _check_host(hello.address)
     return hello
 
 
@@ -143,6 +145,7 @@ def decode_welcome(payload: memoryview) -> Welcome:
     welcome = _decode(_welcome, payload)
     _check_ids(welcome.node_id, welcome.member_id, welcome.instance_id)
     _check_range("port", welcome.port, 1, PORT_MAX)
+    _check_host(welcome.address)
     return welcome
 
 
@@ -165,6 +168,11 @@ def _check_ids(node_id: int, member_id: int, instance_id: int) -> None:
     _check_range("node_id", node_id, 1, NODE_ID_MAX)
     _check_range("member_id", member_id, 1, U64_MAX)
     _check_range("instance_id", instance_id, 1, U64_MAX)
+
+
+def _check_host(address: str) -> None:
+    if not is_host(address):
+        raise RemoteViolation(ViolationKind.HANDSHAKE, f'address "{printable(address)}" is no host')
 
 
 def _check_range(field: str, value: int, low: int, high: int) -> None:

@@ -27,7 +27,7 @@ def numeric_family(host: str) -> int:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
-        except OSError:
+        except (OSError, ValueError):
             continue
         return family
     return 0
@@ -102,7 +102,7 @@ class Resolver:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             hosts = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
             answer = _Answer(hosts[:ADDRESSES_PER_NAME_MAX], "", asked_ns)
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             answer = _Answer((), getattr(error, "strerror", None) or str(error), asked_ns)
         self._done.append((host, answer))
         try:

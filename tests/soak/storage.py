@@ -33,6 +33,9 @@ TORN_S = (0.2, 1.0)
 CAUGHT_WAIT_S = 2.0
 """How long to wait for a call that hangs, to kill the process in it."""
 
+COME_BACK_S = 3.0
+"""How long a node may be silent after its disk is well, before it is restarted."""
+
 
 class Disks:
     """The disks of all nodes."""
@@ -75,11 +78,14 @@ class DiskFault(Fault):
             self.disks.of(node).set(*rules)
         return True
 
-    def clear(self, field: Field, nodes: Sequence[Node]) -> None:
-        """Their disks are well again."""
-        for node in nodes:
-            self.disks.of(node).clear()
-        field.release(*((node.name, "disk") for node in nodes))
+    def mend(self, field: Field, nodes: Sequence[Node]) -> None:
+        """Their disks are well again, and they run: one that died of it, or has left, is started again."""
+        try:
+            for node in nodes:
+                self.disks.of(node).clear()
+                look_after(field, node)
+        finally:
+            field.release(*((node.name, "disk") for node in nodes))
 
 
 class Slow(DiskFault):
@@ -93,7 +99,7 @@ class Slow(DiskFault):
         node, ms, lasts_s = field.choose(chance), chance.randint(*SLOW_MS), chance.uniform(*SLOW_S)
         if not self.set(field, [node], delay("fdatasync", ms)):
             return None
-        return Struck(f"{node.name} by {ms} ms", lasts_s, lambda: self.clear(field, [node]))
+        return Struck(f"{node.name} by {ms} ms", lasts_s, lambda: self.mend(field, [node]))
 
 
 class Stall(DiskFault):
@@ -113,13 +119,7 @@ class Stall(DiskFault):
         if not self.set(field, nodes, delay(self._call, int(stall_s * 1000), times=1)):
             return None
         what = ", ".join(one.name for one in nodes)
-
-        def mend() -> None:
-            self.clear(field, nodes)
-            for one in nodes:  # a machine that is busy makes it longer
-                look_after(field, one)
-
-        return Struck(f"{what} for {stall_s:.2f} s", stall_s, mend)
+        return Struck(f"{what} for {stall_s:.2f} s", stall_s, lambda: self.mend(field, nodes))
 
 
 class CaughtInSync(DiskFault):
@@ -140,7 +140,7 @@ class CaughtInSync(DiskFault):
                 return None
             return Struck(f"worker of {node.name}") if send(ref, signal.SIGKILL) else None
         finally:
-            self.clear(field, [node])
+            self.mend(field, [node])
 
     def _in_sync(self, node: Node, before: int) -> bool:
         """Whether more calls than `before` hang, soon."""
@@ -166,11 +166,7 @@ class Torn(DiskFault):
         if not self.set(field, [node], tear(written)):
             return None
 
-        def mend() -> None:
-            self.clear(field, [node])
-            look_after(field, node)
-
-        return Struck(f"{node.name} after {written} bytes", lasts_s, mend)
+        return Struck(f"{node.name} after {written} bytes", lasts_s, lambda: self.mend(field, [node]))
 
 
 class HungStart(DiskFault):
@@ -187,11 +183,8 @@ class HungStart(DiskFault):
         ref = field.part(node, "worker")
         killed = ref is not None and send(ref, signal.SIGKILL)
 
-        def mend() -> None:
-            self.clear(field, [node])
-            look_after(field, node)
-
-        return Struck(f"{node.name}{'' if killed else ', which was down'}", lasts_s, mend)
+        what = f"{node.name}{'' if killed else ', which was down'}"
+        return Struck(what, lasts_s, lambda: self.mend(field, [node]))
 
 
 class Leaves(DiskFault):
@@ -223,10 +216,8 @@ class Leaves(DiskFault):
                     eventually(lambda: _is_out(node, met), f"{node.name} to leave consensus")
                     _is_quiet(node, faults.calls()[before:])
                     self.disks.left += 1
-                faults.clear()
-                restart(node)
             finally:
-                self.clear(field, [node])
+                self.mend(field, [node])
                 field.release("out of consensus")
 
         return Struck(node.name, self._known_after_s + lasts_s, mend)
@@ -249,8 +240,16 @@ def look_after(field: Field, node: Node) -> None:
     """Start a node that is looked after by nobody, or whose worker has left."""
     if field.part(node, "supervisor") is None:
         start(node)
-    elif node.status()["state"] == "error":
+    elif not _comes_back(node):
         restart(node)
+
+
+def _comes_back(node: Node) -> bool:
+    """Whether it takes part: one that was just silent needs a moment, one that has left never does."""
+    with contextlib.suppress(Failed):
+        eventually(lambda: node.status()["state"] != "error", f"{node.name} to come back", COME_BACK_S)
+        return True
+    return False
 
 
 def restart(node: Node) -> None:

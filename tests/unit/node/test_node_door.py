@@ -10,7 +10,7 @@ import pytest
 
 from pgraft.node.door import INDEX_MAX, TERM_JUMP_MAX, TERM_MAX
 from pgraft.node.envelope import Call, Envelope, NodeStatus, Reply, encode
-from pgraft.node.membership import ChangeContext, Membership, encode_context
+from pgraft.node.membership import ChangeContext, Membership, decode_context, encode_context
 from pgraft.node.membership import Node as Member
 from pgraft.raft.codec import encode_conf_change
 from pgraft.raft.types import ConfChange, ConfState, Entry, Message, MessageType, Snapshot, StateType
@@ -225,6 +225,7 @@ AROUND: dict[str, dict[str, object]] = {
     "an answer with a negative value": {"replies": [Reply(1, 1, 1, -1)]},
     "an answer that is none": {"replies": [Reply(1, 1, 99)]},
     "a term of 2^64-1 around nothing": {"term": 2**64 - 1},
+    "a removal by a change at 2^61": {"removed_index": 2**61},
 }
 
 
@@ -240,6 +241,76 @@ def test_around_the_messages(sim: Sim, case: str) -> None:
     assert leader.live.door.absurd == 1
     assert picture(leader) == before
     goes_on(sim)
+
+
+def greet(to: SimNode, stranger: int, address: str = "10.9.9.9") -> None:
+    """A node that is no member, and could be a new one of which this node has not heard yet, is let in."""
+    to.inbox.append(pack(RecordKind.PEER_HELLO, stranger, PeerHello(10_000 + stranger, address, 7001, 1)))
+
+
+@pytest.mark.parametrize("sender", ["a stranger", "a follower"])
+def test_nobody_else_ends_the_part_of_who_hears_a_leader(sim: Sim, sender: str) -> None:
+    leader = leader_of(sim)
+    one, other = sim.followers(leader)
+    for to, member in ((one, other), (other, one), (leader, one)):
+        if sender == "a stranger":
+            greet(to, 999)
+        before = picture(to)
+        index = to.live.raft.raft_log.last_index() + 1
+        say(to, 999 if sender == "a stranger" else member.id, removed_index=index)
+        assert not to.live.removed
+        assert to.live.rejected == 1
+        assert picture(to) == before
+    goes_on(sim)
+
+
+def test_who_hears_no_leader_believes_no_stranger(sim: Sim) -> None:
+    leader = leader_of(sim)
+    one = sim.followers(leader)[0]
+    sim.isolate(one.id)
+    assert sim.run(5000, lambda: one.live.raft.lead == 0)
+    greet(one, 999)
+    say(one, 999, removed_index=one.live.raft.raft_log.last_index() + 1)
+    assert not one.live.removed
+    sim.heal()
+    assert sim.run(5000, lambda: one.live.raft.lead != 0)
+    goes_on(sim)
+
+
+def test_an_address_that_no_host_has_counts_as_none() -> None:
+    for address in ("a\0b", "two words", "h" * 257):
+        assert decode_context(encode_context(ChangeContext(address, 1))) == ChangeContext()
+    assert decode_context(encode_context(ChangeContext("fe80::1", 1))) == ChangeContext("fe80::1", 1)
+
+
+def test_commands_of_strangers_wait_nowhere(sim: Sim) -> None:
+    for node in sim.nodes.values():
+        greet(node, 999)
+        say(
+            node,
+            999,
+            calls=[Call(1, number, CommandKind.REPLICATE, 60_000, data=b"x") for number in range(9)],
+        )
+        assert node.live.door.absurd == 1
+        assert not node.live.desk._waiting
+    goes_on(sim)
+
+
+def test_any_number_of_strangers_leaves_elections_commits_and_newcomers_undisturbed(sim: Sim) -> None:
+    leader = leader_of(sim)
+    term = leader.live.raft.term
+    for stranger in range(1000, 1300):
+        for node in sim.nodes.values():
+            greet(node, stranger)
+            say(node, stranger)
+    sim.run(3000)
+    assert [node.live.door.absurd for node in sim.nodes.values()] == [0, 0, 0]
+    assert leader_of(sim).live.raft.term == term
+    goes_on(sim)
+    sim.join(4)
+    ticket = leader.command(CommandKind.ADD_NODE, b"127.0.0.1", arg1=4, arg2=7004, timeout_ms=10_000)
+    assert sim.run(9000, lambda: ticket.final is not None)
+    assert ticket.outcome == Outcome.OK, ticket.text
 
 
 def test_a_lease_is_not_counted_from_a_round_that_was_never_sent(sim: Sim) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pgraft.node.answers import voters_text
-from pgraft.node.board import Board, Match
+from pgraft.node.board import HEARD_MAX, Board, Match
 from pgraft.node.envelope import (
     ENVELOPE_ENTRY_BYTES_MAX,
     BadEnvelope,
@@ -154,8 +154,13 @@ def three() -> Membership:
     return Membership(tuple(Node(n, "h", n) for n in (1, 2, 3)), (), ConfState((1, 2, 3)))
 
 
+def board_of(node_id: int) -> Board:
+    """The board of one of the three."""
+    return Board(node_id, 1000, MembershipLog(1, three()))
+
+
 def test_voters_that_can_be_reached() -> None:
-    board = Board(1, 1000)
+    board = board_of(1)
     assert board.voters(three(), 0) == (1, 3, 2)
     board.hear(NodeStatus(2), 5 * MS)
     assert board.voters(three(), 1005 * MS) == (2, 3, 2)
@@ -164,27 +169,27 @@ def test_voters_that_can_be_reached() -> None:
 
 
 def test_of_two_halves_the_one_that_lacks_more_is_named() -> None:
-    board = Board(1, 1000)
+    board = board_of(1)
     board.hear(NodeStatus(2), 1)
     joint = Membership((), (), ConfState((1, 2), (), (1, 3, 4, 5)))
     assert board.voters(joint, 2) == (1, 4, 3)
 
 
 def test_the_leaders_word_counts_where_it_is_newer() -> None:
-    board = Board(1, 1000)
+    board = board_of(1)
     board.hear(NodeStatus(3, commit_index=5), 900 * MS)
     table = [NodeStatus(n, commit_index=9, age_ms=50) for n in (1, 2, 3, 4)]
     board.hear_table(table, leader=2, now_ns=940 * MS)
     assert board.heard_ns(1) == 0, "what it says of ourselves"
     assert board.heard_ns(2) == 0, "what it says of itself"
     assert board.heard_ns(3) == 900 * MS, "older than what we heard"
-    assert board.heard_ns(4) == 890 * MS
+    assert board.heard_ns(4) == 0, "who is no member"
     board.hear_table(table, leader=2, now_ns=960 * MS)
     assert board.heard_ns(3) == 910 * MS
 
 
 def test_rows_in_id_order_with_what_is_known() -> None:
-    board = Board(2, 1000)
+    board = board_of(2)
     board.hear(NodeStatus(1, Role.LEADER, 7, 30, 31), 5)
     rows = board.rows(three(), NodeStatus(2, Role.FOLLOWER, 7, 29, 31), {3: Match(4, 5, True)}, 9)
     assert [row.node_id for row in rows] == [1, 2, 3]
@@ -197,11 +202,22 @@ def test_rows_in_id_order_with_what_is_known() -> None:
 
 
 def test_ages_in_the_table() -> None:
-    board = Board(1, 1000)
+    board = board_of(1)
     board.hear(NodeStatus(2), 100 * MS)
     own, other = board.table(NodeStatus(1, age_ms=0), 350 * MS)
     assert (own.node_id, own.age_ms) == (1, 0)
     assert (other.node_id, other.age_ms) == (2, 250)
+
+
+def test_strangers_push_no_member_off_the_board_and_stand_in_no_table() -> None:
+    board = board_of(1)
+    board.hear(NodeStatus(2), 1)
+    for number in range(3 * HEARD_MAX):
+        board.hear(NodeStatus(1000 + number), 2 + number)
+    assert board.heard_ns(2) == 1
+    assert board.heard_ns(1000) == 0
+    assert board.heard_ns(1000 + 3 * HEARD_MAX - 1) > 0, "who speaks may be a leader not known yet"
+    assert [row.node_id for row in board.table(NodeStatus(1), 999)] == [1, 2]
 
 
 # --- outbox --------------------------------------------------------------------------------------------

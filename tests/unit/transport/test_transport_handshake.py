@@ -156,6 +156,10 @@ def test_words_come_back_as_they_were() -> None:
     "changes",
     [
         {"node_id": 0},
+        {"address": ""},
+        {"address": "a\0b"},
+        {"address": "two words"},
+        {"address": "h" * 257},
         {"node_id": 2**31},
         {"node_id": -1},
         {"member_id": 0},
