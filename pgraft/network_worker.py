@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pgraft.log import log
+from pgraft.log import bound_lines, log
 from pgraft.postgres.settings import NodeConfig
 from pgraft.shm import layout
 from pgraft.shm.blocks import BlockUnreadable, read_members
@@ -361,6 +361,7 @@ def _data_dir(arguments: list[str]) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Run until told to stop; the exit code."""
+    bound_lines()
     try:
         config = load_config(_data_dir(arguments))
         tls = _tls_at_start(config) if config.ssl_enabled else None

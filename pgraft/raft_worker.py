@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from pgraft.log import log
+from pgraft.log import bound_lines, log
 from pgraft.node import answers
 from pgraft.node.boot import ConfigConflict, build_node, open_durable_state, open_identity
 from pgraft.node.commands import RESTARTED, CommandSource
@@ -336,6 +336,7 @@ def main() -> int:
         print("usage: python -m pgraft.raft_worker --data-dir DIR", file=sys.stderr)
         return EXIT_OPERATOR
     os.umask(0o077)
+    bound_lines()
     return _main(Path(sys.argv[2]))
 
 

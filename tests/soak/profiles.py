@@ -90,8 +90,8 @@ class Outcome(NamedTuple):
 
 
 @contextlib.contextmanager
-def profiled(template: Path, profile: Profile, count: int, seed: int = 1) -> Iterator[Cluster]:
-    """A running cluster with the profile's timing and network."""
+def profiled(template: Path, profile: Profile, count: int, seed: int = 1) -> Iterator[tuple[Cluster, int]]:
+    """A running cluster with the profile's timing and network, and the pid of the proxy in between."""
     doors = Doors(count)
     with proxy(doors.plan(seed)) as relay:
         relay.links({pair: Faults(delay_ms=profile.delay_ms) for pair in doors.pairs})
@@ -102,7 +102,7 @@ def profiled(template: Path, profile: Profile, count: int, seed: int = 1) -> Ite
             election_timeout=str(profile.election_timeout_ms),
             heartbeat_interval=str(profile.heartbeat_interval_ms),
         ) as made:
-            yield made
+            yield made, relay.pid
 
 
 class Observed:
@@ -157,13 +157,14 @@ class Observed:
         self.seen[what] = self.seen.get(what, 0) + 1
 
 
-def measure(cluster: Cluster, profile: Profile, seconds: float) -> Outcome:
+def measure(cluster: Cluster, relay_pid: int, profile: Profile, seconds: float) -> Outcome:
     """Light load for as long, and what came of it."""
     watch = Watch(cluster.nodes)
     try:
         eventually(lambda: watch.leader, "a leader")
         known = set(elections(cluster.nodes))
-        starvation = Starvation([pid for node in cluster.nodes for pid in _pids(watch, node)])
+        pids = [pid for node in cluster.nodes for pid in _pids(watch, node)]
+        starvation = Starvation([*pids, relay_pid])
         observed = Observed(cluster, watch)
         try:
             observed.work(seconds)
@@ -203,7 +204,7 @@ def measure(cluster: Cluster, profile: Profile, seconds: float) -> Outcome:
 def _starved_before(election: Election, profile: Profile, starvation: Starvation) -> float:
     """A wait is counted when it ends, which can be a little after what it led to."""
     timeout_s = profile.election_timeout_ms / 1000
-    return starvation.worst_ms(election.at - 3 * timeout_s, election.at + timeout_s)
+    return starvation.worst_ms(election.at - 3 * timeout_s, election.at + timeout_s, timeout_s)
 
 
 def _pids(watch: Watch, node: Node) -> list[int]:
@@ -235,8 +236,8 @@ def main(words: list[str]) -> int:
         for name in options.profile:
             for count in options.nodes:
                 profile = PROFILES[name]
-                with profiled(template, profile, count) as cluster:
-                    outcome = measure(cluster, profile, options.minutes * 60)
+                with profiled(template, profile, count) as (cluster, relay_pid):
+                    outcome = measure(cluster, relay_pid, profile, options.minutes * 60)
                 print(outcome.text(), flush=True)
                 spurious += len(outcome.spurious)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,13 +47,19 @@ class Starvation:
                 if ms >= NOTED_MS and len(self._noted) < SAMPLES_MAX:
                     self._noted.append(Waited(at, pid, ms))
 
-    def worst_ms(self, since: float, until: float) -> float:
-        """The longest time that one process stood in line between these (time.time())."""
-        sums: dict[int, float] = {}
+    def worst_ms(self, since: float, until: float, window_s: float) -> float:
+        """The longest time that one process stood in line within a window of `window_s` between these
+        (time.time()). Short waits that are spread over more time than that have delayed nothing for long."""
+        windows: dict[int, deque[Waited]] = {}
+        worst = 0.0
         for waited in list(self._noted):
             if since <= waited.at <= until:
-                sums[waited.pid] = sums.get(waited.pid, 0) + waited.ms
-        return max(sums.values(), default=0)
+                window = windows.setdefault(waited.pid, deque())
+                window.append(waited)
+                while window[0].at < waited.at - window_s:
+                    window.popleft()
+                worst = max(worst, sum(one.ms for one in window))
+        return worst
 
     def worst_sample_ms(self) -> float:
         """The longest wait of one process in one sample."""

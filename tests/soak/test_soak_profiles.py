@@ -8,6 +8,7 @@ import pytest
 
 from tests.soak.elections import Election, in_log
 from tests.soak.profiles import LAN, WAN, Outcome, Profile, measure, profiled
+from tests.soak.starvation import Starvation, Waited
 
 pytestmark = pytest.mark.cluster
 SHORT_S = 6
@@ -15,8 +16,8 @@ LONG_S = 600
 
 
 def run(template: Path, profile: Profile, nodes: int, seconds: float) -> Outcome:
-    with profiled(template, profile, nodes) as cluster:
-        outcome = measure(cluster, profile, seconds)
+    with profiled(template, profile, nodes) as (cluster, relay_pid):
+        outcome = measure(cluster, relay_pid, profile, seconds)
     print(outcome.text())
     assert outcome.spurious == []
     assert outcome.commits > 0
@@ -36,6 +37,15 @@ def test_no_spurious_election_for_a_while(template: Path, profile: Profile, node
 def test_no_spurious_election_in_ten_minutes(template: Path, profile: Profile, nodes: int) -> None:
     outcome = run(template, profile, nodes, LONG_S)
     assert outcome.failed == 0 or outcome.explained
+
+
+def test_waits_excuse_an_election_within_one_timeout_only() -> None:
+    starvation = Starvation([])
+    starvation.close()
+    starvation._noted = [Waited(100 + tenth / 10, 1, 30.0) for tenth in range(20)]
+    assert starvation.worst_ms(100, 102, 0.5) == pytest.approx(180)
+    assert starvation.worst_ms(100, 102, 2.0) == pytest.approx(600)
+    assert starvation.worst_ms(100.95, 102, 2.0) == pytest.approx(300)
 
 
 def test_elections_are_read_from_a_log() -> None:

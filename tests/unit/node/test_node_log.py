@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+import pgraft.log
+from pgraft.log import BURST_LINES, LINES_PER_S
 from tests.support.node_sim import ELECTION_MS, Sim
 
 SETTLE_MS = 5 * ELECTION_MS
@@ -63,3 +65,23 @@ def test_a_node_that_is_cut_off_costs_a_handful(sim: Sim, capfd: pytest.CaptureF
     sim.heal()
     sim.run(SETTLE_MS)
     assert len(lines(capfd)) <= 3
+
+
+def test_whatever_peers_do_a_process_writes_at_a_bounded_rate(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(pgraft.log, "_bound", None)
+    monkeypatch.setattr(pgraft.log.time, "monotonic", lambda: now[0])
+    pgraft.log.bound_lines()
+    for number in range(BURST_LINES + 500):
+        pgraft.log.log("LOG", f"line {number}")
+    assert len(lines(capfd)) == BURST_LINES
+    pgraft.log.log("ERROR", "what must be told is told")
+    assert len(lines(capfd)) == 1
+    now[0] += 2 / LINES_PER_S
+    for number in range(10):
+        pgraft.log.log("LOG", f"later {number}")
+    said = lines(capfd)
+    assert len(said) == 2
+    assert "later 0 (500 messages before this one were too many, and are left out)" in said[0]
