@@ -65,7 +65,7 @@ def _force(
         _configure(found, settings, survivor.cluster_id, progress)
         progress.say(f"node {survivor.node_id} is the only member already: start it with pgraft-launch start")
         return
-    if survivor.membership.get(survivor.node_id) is None:
+    if not survivor.is_member:
         raise LaunchError(
             f"node {survivor.node_id} is not a member of its cluster any more",
             hint="use a node that is; this one's log ends where it was removed",
@@ -91,17 +91,20 @@ def _segment_bytes(found: Node) -> int:
 
 
 def _describe(survivor: Survivor) -> list[str]:
-    members = ", ".join(f"{n.node_id} ({n.address}:{n.port})" for n in survivor.membership.nodes)
+    members = ", ".join(f"{n.node_id} ({n.address}:{n.port})" for n in survivor.members)
     open_ = survivor.last_index - survivor.commit_index
     tail = f"; whether its last {open_} were committed it does not know" if open_ else ""
-    return [
+    lines = [
         f'node {survivor.node_id} of cluster "{survivor.cluster_id}", members {members or "unknown"}',
         f"its last entry is {survivor.last_index} of term {survivor.last_term}{tail}",
     ]
+    if survivor.is_member and survivor.membership.get(survivor.node_id) is None:
+        lines.append("its own removal is among them: if that was committed, the others went on without it")
+    return lines
 
 
 def _what_next(survivor: Survivor, cluster_id: str) -> list[str]:
-    old = ", ".join(str(n.node_id) for n in survivor.membership.nodes if n.node_id != survivor.node_id)
+    old = ", ".join(str(n.node_id) for n in survivor.members if n.node_id != survivor.node_id)
     return [
         f"all entries up to {survivor.last_index} count as committed; what only the lost nodes had is lost",
         "next: pgraft-launch start; then make new nodes with"

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pgraft.node.core import replay_membership
-from pgraft.node.membership import ChangeContext, Membership, encode_context
+from pgraft.node.membership import ChangeContext, Membership, Node, encode_context
 from pgraft.raft import codec
 from pgraft.raft.types import ConfChange, ConfChangeType, Entry, HardState
 from pgraft.storage import (
@@ -42,12 +42,28 @@ class Survivor(msgspec.Struct, frozen=True):
     commit_index: int
     last_index: int
     last_term: int
+    committed: Membership
+    """What a start would restore: by it the node needs others, or does not."""
     membership: Membership
+    """After the whole log: what the node is forced from."""
+
+    @property
+    def members(self) -> list[Node]:
+        """Everybody who is a member by either."""
+        nodes = {node.node_id: node for node in self.committed.nodes + self.membership.nodes}
+        return [nodes[node_id] for node_id in sorted(nodes)]
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is one of them: its removal counts once it is committed."""
+        return self.node_id in [node.node_id for node in self.members]
 
     @property
     def is_alone(self) -> bool:
-        """Whether it is the only voter already, and nobody else is a member."""
-        return tuple(node.node_id for node in self.membership.nodes) == (self.node_id,)
+        """Whether it is the only voter already, and nobody else is a member: with the same start as before
+        it would lead, and go on alone."""
+        sole = (self.node_id,)
+        return all(tuple(n.node_id for n in state.nodes) == sole for state in (self.committed, self.membership))
 
 
 def survey(data_dir: Path, segment_bytes: int) -> Survivor:
@@ -102,6 +118,7 @@ def _survivor(identity: Identity, store: Store) -> Survivor:
         written.commit,
         last,
         store.term(last),
+        log.at(written.commit),
         log.current,
     )
 
@@ -111,8 +128,8 @@ def _new_identity(identity: Identity, survivor: Survivor) -> Identity:
     base, mark = identity.cluster_id.split(FORCED)[0], FORCED + secrets.token_hex(MARK_BYTES)
     while len((base + mark).encode()) > CLUSTER_ID_BYTES_MAX:
         base = base[:-1]
-    own = survivor.membership.get(identity.node_id)
-    where = f"{own.address}:{own.port}" if own is not None else ""
+    own = _own_place(survivor)
+    where = f"{own.address}:{own.port}" if own.address else ""
     return msgspec.structs.replace(
         identity,
         cluster_id=base + mark,
@@ -122,10 +139,16 @@ def _new_identity(identity: Identity, survivor: Survivor) -> Identity:
     )
 
 
+def _own_place(survivor: Survivor) -> ChangeContext:
+    """Where it is, though the end of its log may be its own removal."""
+    own = survivor.membership.get(survivor.node_id) or survivor.committed.get(survivor.node_id)
+    return ChangeContext(own.address, own.port) if own is not None else ChangeContext()
+
+
 def _bar_old_ids(data_dir: Path, survivor: Survivor) -> None:
     """No disk is ever taken for an old node's again: who was not met gets a member id of nobody's."""
     known = load_peers(data_dir)
-    for node in survivor.membership.nodes:
+    for node in survivor.members:
         if node.node_id != survivor.node_id:
             known.setdefault(node.node_id, node.member_id or new_member_id())
     save_peers(data_dir, known)
@@ -146,9 +169,8 @@ def _changes(survivor: Survivor) -> list[ConfChange]:
     own_id, membership = survivor.node_id, survivor.membership
     changes: list[ConfChange] = []
     if own_id not in membership.conf_state.voters:
-        own = membership.get(own_id)
-        place = ChangeContext(own.address, own.port) if own is not None else ChangeContext()
-        changes.append(ConfChange(ConfChangeType.ConfChangeAddNode, own_id, encode_context(place)))
+        place = encode_context(_own_place(survivor))
+        changes.append(ConfChange(ConfChangeType.ConfChangeAddNode, own_id, place))
     barred = encode_context(ChangeContext())
     changes += [
         ConfChange(ConfChangeType.ConfChangeRemoveNode, node.node_id, barred)

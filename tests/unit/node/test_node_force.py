@@ -9,11 +9,13 @@ import pytest
 from pgraft.node import force
 from pgraft.node.force import force_new_cluster, survey
 from pgraft.shm.layout import Outcome
-from pgraft.storage import StorageError, load_identity, load_peers, lock_data_dir
+from pgraft.storage import StorageError, Store, load_identity, load_peers, lock_data_dir
 from tests.support.node_sim import ELECTION_MS, Sim, SimNode, make_config
-from tests.unit.node.test_node_membership_changes import add, learners, voters
+from tests.unit.node.test_node_membership_changes import add, learners, remove, voters
 
 SEGMENT_BYTES = 4 << 20
+STEPS = ["update_identity", "save_peers", "Store.append"]
+"""The writes, in their order."""
 
 
 def five_with_a_tail(sim: Sim) -> SimNode:
@@ -38,6 +40,25 @@ def forced(sim: Sim, node: SimNode) -> SimNode:
     node.config = make_config(data_dir, node.id, node.config.initial_cluster, cluster_id=cluster_id)
     node.start()
     return node
+
+
+def interrupt(survivor: SimNode, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin to force it, and end before `step`. What is left is harmless, and can be forced."""
+    data_dir = Path(survivor.config.data_dir)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt(step)
+
+    monkeypatch.setattr(Store if step == "Store.append" else force, step.split(".")[-1], interrupted)
+    with lock_data_dir(data_dir), pytest.raises(KeyboardInterrupt):
+        force_new_cluster(data_dir, SEGMENT_BYTES)
+    monkeypatch.undo()
+    with lock_data_dir(data_dir):
+        seen = survey(data_dir, SEGMENT_BYTES)
+    # Never a sole voter under the old name: it would lead beside what is left of the others.
+    assert not seen.is_alone
+    assert seen.is_member
+    assert (seen.cluster_id == "sim") == (step == "update_identity")
 
 
 def test_the_survivor_leads_alone_with_all_that_was_in_its_log(sim: Sim) -> None:
@@ -113,6 +134,63 @@ def test_a_learner_can_be_forced_too(sim: Sim) -> None:
     assert (voters(learner), learners(learner)) == ((4,), ())
 
 
+def with_a_removal_in_the_tail(sim: Sim, count: int, *, of_itself: bool) -> SimNode:
+    """The leader of a cluster whose others are gone, with a removal at the end of its log that is not
+    committed: of the last other one, or its own, which its successor has sent it."""
+    sim.form(count)
+    leader = sim.wait_leader()
+    sim.run(300)
+    survivor = sim.followers(leader)[0] if of_itself else leader
+    stopped = survivor.live.core.raft.raft_log.committed
+    # The entries arrive, and no word of their commit.
+    sim.drop = lambda sender, to, envelope: sender == survivor.id
+    remove(leader, survivor.id if of_itself else sim.followers(leader)[0].id)
+    assert sim.run(ELECTION_MS // 2, lambda: survivor.live.core.store.last_index() > stopped)
+    assert survivor.live.core.raft.raft_log.committed == stopped
+    for node in sim.nodes.values():
+        node.kill()
+    return survivor
+
+
+@pytest.mark.parametrize("of_itself", [False, True])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_removal_that_is_not_committed_is_no_reason_to_refuse(
+    sim: Sim, count: int, of_itself: bool
+) -> None:
+    survivor = with_a_removal_in_the_tail(sim, count, of_itself=of_itself)
+    data_dir = Path(survivor.config.data_dir)
+    everybody = tuple(range(1, count + 1))
+    with lock_data_dir(data_dir):
+        seen = survey(data_dir, SEGMENT_BYTES)
+    assert seen.is_member
+    assert not seen.is_alone, "a start would wait for the others"
+    assert tuple(node.node_id for node in seen.members) == everybody
+    place = next(node for node in seen.members if node.node_id == survivor.id)
+    others = set(everybody) - {survivor.id}
+    forced(sim, survivor)
+    assert sim.wait_leader_of([survivor]) is survivor
+    assert (voters(survivor), learners(survivor)) == ((survivor.id,), ())
+    membership = survivor.live.core.membership_log.current
+    assert [(node.address, node.port) for node in membership.nodes] == [(place.address, place.port)]
+    assert set(membership.removed) == set(load_peers(data_dir)) == others
+    sim.wait(survivor.replicate(b"alone"))
+    survivor.kill()
+    with lock_data_dir(data_dir):
+        assert survey(data_dir, SEGMENT_BYTES).is_alone
+
+
+@pytest.mark.parametrize("of_itself", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_with_a_removal_in_the_tail_it_can_be_interrupted_anywhere(
+    sim: Sim, step: str, of_itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survivor = with_a_removal_in_the_tail(sim, 2, of_itself=of_itself)
+    interrupt(survivor, step, monkeypatch)
+    forced(sim, survivor)
+    assert sim.wait_leader_of([survivor]) is survivor
+    assert (voters(survivor), learners(survivor)) == ((survivor.id,), ())
+
+
 def test_two_that_are_forced_become_two_clusters(sim: Sim) -> None:
     first = five_with_a_tail(sim)
     names = set()
@@ -124,27 +202,12 @@ def test_two_that_are_forced_become_two_clusters(sim: Sim) -> None:
     assert len(names) == 4
 
 
-@pytest.mark.parametrize("step", ["update_identity", "save_peers", "open_store.append"])
+@pytest.mark.parametrize("step", STEPS)
 def test_wherever_it_is_interrupted_no_node_of_the_old_cluster_follows_it(
     sim: Sim, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     survivor = five_with_a_tail(sim)
-    data_dir = Path(survivor.config.data_dir)
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt(step)
-
-    if step == "open_store.append":
-        monkeypatch.setattr("pgraft.storage.store.Store.append", interrupted)
-    else:
-        monkeypatch.setattr(force, step, interrupted)
-    with lock_data_dir(data_dir), pytest.raises(KeyboardInterrupt):
-        force_new_cluster(data_dir, SEGMENT_BYTES)
-    monkeypatch.undo()
-    with lock_data_dir(data_dir):
-        seen = survey(data_dir, SEGMENT_BYTES)
-    # Never a sole voter under the old name: it would lead beside what is left of the others.
-    assert not (seen.is_alone and seen.cluster_id == "sim")
+    interrupt(survivor, step, monkeypatch)
     forced(sim, survivor)
     assert sim.wait_leader_of([survivor]) is survivor
     assert voters(survivor) == (survivor.id,)
