@@ -48,6 +48,8 @@ class Host(Protocol):
     def propose_change(self, change: ConfChange) -> int: ...
     def match_of(self, node_id: int) -> int: ...
     def is_reachable(self, node_id: int) -> bool: ...
+    def can_take_over(self, node_id: int) -> bool: ...
+    def silence_of(self, node_id: int) -> str: ...
     def notice(self, command: Command, text: str) -> None: ...
     def begin_transfer(self, node_id: int) -> None: ...
     def best_successor(self) -> int: ...
@@ -110,18 +112,29 @@ def _refuse_place(membership: Membership, node: Node) -> Answer | None:
 
 
 def _refuse_removal(host: Host, node_id: int) -> Answer | None:
-    """Whether the voters that stay can be reached: None, or the error that says how many are missing."""
-    left = [voter for voter in host.membership.conf_state.voters if voter != node_id]
+    """Whether enough voters can be reached to commit it, and to go on without the node: None, or the error
+    that says how many are missing. One whose connection has just broken is not waited for."""
+    voters = host.membership.conf_state.voters
+    left = [voter for voter in voters if voter != node_id]
     if not left:
         return answers.state(
             f"node {node_id} is the only voter",
             hint="Add another node first, or stop this one with pgraft-launch stop.",
         )
-    reached = sum(host.is_reachable(voter) for voter in left)
-    if reached < len(left) // 2 + 1:
+    reached = {voter for voter in voters if host.can_take_over(voter)}
+    if len(reached) < len(voters) // 2 + 1:
+        return answers.state(
+            f"there is no quorum that could remove node {node_id}",
+            f"Of the {len(voters)} voters, {len(reached)} can be reached and"
+            f" {len(voters) // 2 + 1} are needed.",
+            "Start or reconnect the missing nodes. Where a majority is gone for good:"
+            " pgraft-launch force-new-cluster --help.",
+        )
+    staying = len(reached - {node_id})
+    if staying < len(left) // 2 + 1:
         return answers.state(
             f"removing node {node_id} would leave no quorum",
-            f"Of the {len(left)} voters that stay, {reached} can be reached and"
+            f"Of the {len(left)} voters that stay, {staying} can be reached and"
             f" {len(left) // 2 + 1} are needed.",
             "Start the missing nodes, or remove those first.",
         )
@@ -288,13 +301,13 @@ class RemoveNode:
         self._id = command.arg1
         context = encode_context(ChangeContext())
         self._remove = _Proposed(host, ConfChange(ConfChangeType.ConfChangeRemoveNode, self._id, context))
-        self._proposed = False
+        self._was_member = False
 
     def poll(self, now_ns: int) -> Answer | None:
         """One step."""
         membership = self._host.membership
         if membership.get(self._id) is None:
-            if self._proposed or self._id in membership.removed:
+            if self._was_member or self._id in membership.removed:
                 return answers.ok(self._host.applied)
             return answers.argument(
                 f"node {self._id} is not a member", hint="pgraft_get_nodes() lists the members."
@@ -302,10 +315,12 @@ class RemoveNode:
         if now_ns >= self.command.deadline_ns:
             text = f"the removal of node {self._id} was not committed within its time"
             return answers.unknown(text) if self._remove.was_proposed else answers.state(text)
-        refused = _refuse_removal(self._host, self._id)
-        if refused is not None and not self._proposed:
-            return refused
-        self._proposed = True
+        self._was_member = True
+        if not self._remove.was_proposed:
+            # Also where it waits for another change meanwhile: voters may be lost in that time.
+            refused = _refuse_removal(self._host, self._id)
+            if refused is not None:
+                return refused
         self._remove.is_applied(False, now_ns)
         return None
 
@@ -347,6 +362,14 @@ class TransferLeadership:
         if self._target not in self._host.membership.conf_state.voters:
             return answers.argument(
                 f"node {self._target} is not a voter", hint="pgraft_get_nodes() lists the members."
+            )
+        if not self._host.can_take_over(self._target):
+            # The lease ends with the transfer, whether anybody takes over or not.
+            return answers.state(
+                f"node {self._target} cannot take leadership over",
+                f"{self._host.silence_of(self._target)} This node goes on leading.",
+                "Start or reconnect it first, or hand over to whichever node can take over:"
+                " SELECT pgraft_transfer_leadership()",
             )
         self._host.begin_transfer(self._target)
         return None

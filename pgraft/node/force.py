@@ -63,7 +63,9 @@ class Survivor(msgspec.Struct, frozen=True):
         """Whether it is the only voter already, and nobody else is a member: with the same start as before
         it would lead, and go on alone."""
         sole = (self.node_id,)
-        return all(tuple(n.node_id for n in state.nodes) == sole for state in (self.committed, self.membership))
+        return all(
+            tuple(n.node_id for n in state.nodes) == sole for state in (self.committed, self.membership)
+        )
 
 
 def survey(data_dir: Path, segment_bytes: int) -> Survivor:

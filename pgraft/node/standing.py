@@ -89,6 +89,14 @@ class Standing:
         """Whether leadership can be handed to this node: it was heard lately, and is connected."""
         return self.is_reachable(node_id) and not self._roster.is_lost(node_id)
 
+    def silence_of(self, node_id: int) -> str:
+        """Since when a node was not heard, and whether the connection to it is broken; a sentence."""
+        heard_ns = self._board.heard_ns(node_id)
+        lost = " and the connection to it is broken" if self._roster.is_lost(node_id) else ""
+        if not heard_ns:
+            return f"It was not heard yet{lost}."
+        return f"It was last heard {max(0, self.now - heard_ns) / 1e9:.1f} s ago{lost}."
+
     def best_successor(self, *, serving: bool = False) -> int:
         """The voter that can be reached and whose log reaches furthest, 0 when there is none.
 

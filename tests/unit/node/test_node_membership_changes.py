@@ -5,9 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
+from pgraft.node.envelope import decode
+from pgraft.node.membership import ChangeContext, encode_context
+from pgraft.raft.types import ConfChange, ConfChangeType, Message, MessageType
 from pgraft.shm.layout import CommandKind, Outcome
 from pgraft.storage import load_peers
 from tests.support.node_sim import ELECTION_MS, Sim, SimNode, Ticket, make_run_dir
+
+UPDATE = ConfChangeType.ConfChangeUpdateNode
 
 
 def add(leader: SimNode, node_id: int, *, timeout_ms: int = 5000, **other: object) -> Ticket:
@@ -18,6 +25,11 @@ def add(leader: SimNode, node_id: int, *, timeout_ms: int = 5000, **other: objec
 
 def remove(leader: SimNode, node_id: int, **other: object) -> Ticket:
     return leader.command(CommandKind.REMOVE_NODE, arg1=node_id, **other)
+
+
+def carried(envelope: bytes, kind: MessageType) -> list[Message]:
+    """The messages of this kind in an envelope on its way."""
+    return [message for message in decode(envelope).messages if message.type == kind]
 
 
 def voters(node: SimNode) -> tuple[int, ...]:
@@ -221,6 +233,46 @@ def test_what_cannot_be_removed(sim: Sim) -> None:
     assert "is the only voter" in only.text
 
 
+def test_a_removal_that_could_never_be_committed_is_refused(sim: Sim) -> None:
+    sim.form(2)
+    leader = sim.wait_leader()
+    sim.run(300)
+    other = sim.followers(leader)[0]
+    last = leader.live.core.store.last_index()
+    other.kill()
+    # Its lease holds still, and the other one was heard just now: but nobody answers any more.
+    ticket = remove(leader, other.id)
+    sim.wait(ticket, ms=50)
+    assert leader.lease_valid
+    assert ticket.outcome == Outcome.ERROR_STATE
+    assert f"there is no quorum that could remove node {other.id}" in ticket.text
+    assert "Of the 2 voters, 1 can be reached and 2 are needed." in ticket.text
+    assert leader.live.core.store.last_index() == last
+    other.start()
+    sim.wait(sim.wait_leader().replicate(b"both"))
+
+
+def test_a_removal_that_waited_is_judged_again_when_its_turn_comes(sim: Sim) -> None:
+    sim.form(3)
+    leader = sim.wait_leader()
+    sim.run(300)
+    one, other = sim.followers(leader)
+    sim.drop = lambda sender, to, envelope: bool(carried(envelope, MessageType.MsgApp))
+    context = encode_context(ChangeContext("127.0.0.1", 7000 + one.id))
+    leader.live.core.raw.propose_conf_change(ConfChange(UPDATE, one.id, context))
+    ticket = remove(leader, one.id)
+    sim.run(100)
+    # While its predecessor is on its way, the voter is lost that would be needed afterwards.
+    other.kill()
+    sim.run(20)
+    sim.drop = lambda sender, to, envelope: False
+    sim.wait(ticket, ms=5 * ELECTION_MS)
+    assert ticket.outcome == Outcome.ERROR_STATE
+    assert f"removing node {one.id} would leave no quorum" in ticket.text
+    assert voters(leader) == (1, 2, 3)
+    sim.wait(sim.wait_leader().replicate(b"two of three"))
+
+
 def test_a_change_that_waits_for_another_is_not_made_after_its_time(sim: Sim) -> None:
     sim.form(3)
     leader = sim.wait_leader()
@@ -244,6 +296,38 @@ def test_leadership_is_handed_over_without_a_gap_in_the_promise(sim: Sim) -> Non
     sim.wait(ticket, ms=500)
     assert ticket.outcome == Outcome.OK
     assert sim.wait_leader_of([target], ms=500) is target
+
+
+@pytest.mark.parametrize("known_for_long", [False, True])
+def test_leadership_is_not_handed_to_a_dead_voter(sim: Sim, known_for_long: bool) -> None:
+    sim.form(3)
+    leader = sim.wait_leader()
+    sim.run(300)
+    target = sim.followers(leader)[0]
+    target.kill()
+    sim.run(3 * ELECTION_MS if known_for_long else 1)
+    ticket = leader.command(CommandKind.TRANSFER_LEADER, arg1=target.id)
+    sim.wait(ticket, ms=50)
+    assert ticket.outcome == Outcome.ERROR_STATE
+    assert f"node {target.id} cannot take leadership over" in ticket.text
+    seconds = "3.0" if known_for_long else "0.0"
+    assert f"last heard {seconds} s ago and the connection to it is broken" in ticket.text
+    assert "pgraft_transfer_leadership()" in ticket.text
+    assert leader.lease_valid
+    assert not leader.live.lease.ended
+    sim.wait(leader.replicate(b"goes on"))
+
+
+def test_leadership_is_not_handed_to_a_voter_that_was_never_heard(sim: Sim) -> None:
+    sim.add(3, (1, 2, 3), start=False)
+    sim.add(1, (1, 2, 3))
+    sim.add(2, (1, 2, 3))
+    leader = sim.wait_leader()
+    ticket = leader.command(CommandKind.TRANSFER_LEADER, arg1=3)
+    sim.wait(ticket, ms=50)
+    assert ticket.outcome == Outcome.ERROR_STATE
+    assert "It was not heard yet" in ticket.text
+    assert leader.lease_valid
 
 
 def test_a_hand_over_that_fails_costs_a_term_and_not_the_lease_for_ever(sim: Sim) -> None:
