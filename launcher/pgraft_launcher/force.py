@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from pgraft.postgres import conffile
 from pgraft.postgres.errors import PostgresError
+from pgraft.postgres.parse import parse_bool
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import BY_NAME
 from pgraft_launcher import node, prepare, rundir, stop
+from pgraft_launcher.certificates import node_uri
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.node import Node
 from pgraft_launcher.progress import Progress
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 FLAG = "--accept-data-loss"
 _CLUSTER_ID = "pgraft.cluster_id"
+_SSL_ENABLED = "pgraft.ssl_enabled"
 _MIB = 1024 * 1024
 
 
@@ -63,6 +66,8 @@ def _force(
     if survivor.is_alone:
         # Nothing to force; but one that was interrupted may have left the old name in the configuration.
         _configure(found, settings, survivor.cluster_id, progress)
+        for line in _certificates(settings, survivor.cluster_id, survivor.node_id):
+            progress.say(line)
         progress.say(f"node {survivor.node_id} is the only member already: start it with pgraft-launch start")
         return
     if not survivor.is_member:
@@ -79,7 +84,7 @@ def _force(
     cluster_id = force_new_cluster(data_dir, segment_bytes)
     progress.say(f'node {survivor.node_id} is now a cluster of its own, "{cluster_id}"')
     _configure(found, settings, cluster_id, progress)
-    for line in _what_next(survivor, cluster_id):
+    for line in _what_next(survivor, cluster_id, settings):
         progress.say(line)
 
 
@@ -103,14 +108,26 @@ def _describe(survivor: Survivor) -> list[str]:
     return lines
 
 
-def _what_next(survivor: Survivor, cluster_id: str) -> list[str]:
+def _what_next(survivor: Survivor, cluster_id: str, settings: Reader) -> list[str]:
     old = ", ".join(str(n.node_id) for n in survivor.members if n.node_id != survivor.node_id)
     return [
         f"all entries up to {survivor.last_index} count as committed; what only the lost nodes had is lost",
+        *_certificates(settings, cluster_id, survivor.node_id),
         "next: pgraft-launch start; then make new nodes with"
         f" --cluster-id {cluster_id} --initial-cluster-state existing, and add them with pgraft_add_node()",
         f"new nodes need new ids ({old} stay barred), and whatever is left of the old ones an empty"
         " pgraft.data_dir",
+    ]
+
+
+def _certificates(settings: Reader, cluster_id: str, node_id: int) -> list[str]:
+    """What TLS asks for before the start: a certificate that names the node by its URI names its cluster."""
+    if not parse_bool(_read(settings, _SSL_ENABLED)):
+        return []
+    return [
+        "TLS: before the start, a certificate that names the new cluster instead of the old one:"
+        f" URI:{node_uri(cluster_id, node_id)}, signed by your authority; or, where init --make-certs made"
+        f" them, by the same init command again with --cluster-id {cluster_id} and another --make-certs DIR"
     ]
 
 
@@ -119,24 +136,24 @@ def _configure(found: Node, settings: Reader, cluster_id: str, progress: Progres
     path = found.config_dir / "postgresql.conf"
     by_hand = f"set {_CLUSTER_ID} = {conffile.quote(cluster_id)} where it is set now, before the start"
     try:
-        if _read(settings) == cluster_id:
+        if _read(settings, _CLUSTER_ID) == cluster_id:
             return
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         conffile.replace_file(path, conffile.with_setting(text, _CLUSTER_ID, cluster_id))
     except OSError as error:
         progress.say(f"{path} cannot be written ({error.strerror}): {by_hand}")
         return
-    if _read(settings) == cluster_id:
+    if _read(settings, _CLUSTER_ID) == cluster_id:
         progress.say(f"{_CLUSTER_ID} set in {path}")
     else:
         progress.say(f"another file or option than {path} rules: {by_hand}")
 
 
-def _read(settings: Reader) -> str:
+def _read(settings: Reader, name: str) -> str:
     try:
-        return settings.read(_CLUSTER_ID)
+        return settings.read(name)
     except PostgresError:
-        return str(BY_NAME[_CLUSTER_ID].default)  # not set at all
+        return str(BY_NAME[name].default)  # not set at all
 
 
 def add_command(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from pgraft.transport.tls_files import TlsFiles
+from pgraft_launcher.certificates import Authority, files_of
 from tests.support import pgcluster
+from tests.support.certificates import replace
 from tests.support.pgcluster import Cluster, Node, eventually
 from tests.support.sql_load import log_of
 
@@ -19,12 +24,12 @@ FLAG = "--accept-data-loss"
 ENTRIES = 30
 
 
-def newcomer(cluster: Cluster, survivor: Node, cluster_id: str) -> Node:
+def newcomer(cluster: Cluster, survivor: Node, cluster_id: str, *more: str) -> Node:
     """A new node that waits to be added to the new cluster, started."""
     node = cluster.add(1)[0]
     words = ["--set", f"pgraft.node_id={node.node_id}", "--set", "pgraft.address=127.0.0.1"]
     words += ["--set", f"pgraft.port={node.raft_port}", "--cluster-id", cluster_id]
-    node.init(cluster.initial_list([survivor]), "--initial-cluster-state", "existing", *words)
+    node.init(cluster.initial_list([survivor]), "--initial-cluster-state", "existing", *words, *more)
     node.start()
     return node
 
@@ -87,3 +92,48 @@ def test_a_cluster_that_lost_its_majority_goes_on_from_one_survivor(template: Pa
         assert [text for text in log_of(after) if text.startswith("entry")] == expected
         for node in old:
             assert node.value("SELECT pgraft_get_leader()") == 0
+
+
+@pytest.mark.parametrize("signed_by", ["init", pytest.param("authority", marks=pytest.mark.slow)])
+def test_with_tls_what_it_prints_leads_to_a_leader(template: Path, signed_by: str) -> None:
+    timing = {"election_timeout": "1s", "heartbeat_interval": "100"}
+    with pgcluster.cluster(template, 2, tls=True, **timing) as cluster:
+        survivor = cluster.wait_agreed()
+        (lost,) = cluster.followers(survivor)
+        assert survivor.value("SELECT pgraft_replicate_entry('by both')") is True
+        # Nobody knows yet that it is gone: its removal gets into the log, and is never committed.
+        os.kill(lost.pid("worker"), signal.SIGSTOP)
+        with pytest.raises(psycopg.errors.StatementCompletionUnknown):
+            survivor.value("SELECT pgraft_remove_node(%s)", lost.node_id)
+        lose(lost)
+        survivor.stop()
+        shown = survivor.launch("force-new-cluster", ok=False)
+        assert f"members 1 (127.0.0.1:{cluster.nodes[0].raft_port}), 2 (127.0.0.1" in shown.stdout
+        done = survivor.launch("force-new-cluster", FLAG)
+        found = re.search(r'a cluster of its own, "(pgraft-forced-[0-9a-f]{8})"', done.stdout)
+        assert found is not None, done.stdout
+        uri = f"pgraft://{found[1]}/{survivor.node_id}"
+        for printed in (done, survivor.launch("force-new-cluster", FLAG)):
+            assert f"URI:{uri}, signed by your authority" in printed.stdout
+            assert f"--cluster-id {found[1]} and another --make-certs DIR" in printed.stdout
+        assert "must name this node" in survivor.start(ok=False).stderr
+
+        certificates = cluster.certificates
+        if signed_by == "init":
+            certificates = cluster.root / "tls-of-the-new-cluster"
+            words = ["--name", survivor.name, "--initial-cluster", cluster.initial_list()]
+            words += ["--pg-port", str(survivor.pg_port), *pgcluster.settings_words(cluster.settings)]
+            words += ["--cluster-id", found[1], "--make-certs", str(certificates)]
+            survivor.launch("init", *words)
+        else:
+            made = files_of(cluster.root, survivor.node_id)
+            Authority.of(certificates).issue(made, uri)
+            files = TlsFiles(*map(str, made))
+            replace(certificates, survivor.node_id, files, owner_of=survivor.pgdata)
+        survivor.start()
+        assert cluster.wait_leader([survivor]) is survivor
+        assert log_of(survivor) == ["by both"]
+        node = newcomer(cluster, survivor, found[1], "--make-certs", str(certificates))
+        add = "SELECT pgraft_add_node(%s, '127.0.0.1', %s)"
+        assert survivor.value(add, node.node_id, node.raft_port) is True
+        cluster.wait_agreed([survivor, node])
