@@ -124,10 +124,15 @@ def reload(node: Node, progress: Progress) -> None:
     binaries.run([node.installation.program("pg_ctl"), "reload", "-s", "-D", node.pgdata])
     network = node.living().get(Part.NETWORK)
     descriptor = process.open_pidfd(network) if network else None
+    config = node.config()
     if descriptor is not None:
         signal.pidfd_send_signal(descriptor, signal.SIGHUP)
         os.close(descriptor)
-    config = node.config()
+    elif config is not None and config.ssl_enabled:
+        raise LaunchError(
+            "PostgreSQL signaled, but no certificates were loaded: the node's network process does not run",
+            hint="the server log says why; with the reason mended: pgraft-launch restart",
+        )
     if config is not None:
         tls.check_reloaded(config)
     progress.say("node signaled")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from pgraft.transport.tls_files import TlsFiles, TlsFilesWrong, Whom
 from pgraft_launcher import certificates
 from pgraft_launcher.certificates import Authority, ensure, files_of
 from pgraft_launcher.errors import LaunchError
+from pgraft_launcher.logfile import DEFAULT_NAME
+from tests.support.pgcluster import eventually
 from tests.unit.launcher.launcher_node import OneNode
 from tests.unit.launcher.test_launcher_init import setting
 
@@ -113,3 +117,27 @@ def test_init_turns_tls_on_with_certificates_that_it_makes(node: OneNode) -> Non
     for path in (directory, *directory.iterdir()):
         assert path.stat().st_uid == owner
         assert path.suffix == ".crt" or not path.stat().st_mode & 0o077
+
+
+@pytest.mark.cluster
+def test_a_reload_that_nobody_heard_is_an_error(node: OneNode) -> None:
+    directory = node.root / "tls"
+    node.init("--make-certs", str(directory))
+    assert node.do("start").returncode == 0
+    assert node.do("reload").returncode == 0
+    key = directory / "node1.key"
+    good = key.read_bytes()
+    key.write_bytes(b"nonsense")
+    os.kill(node.status()["pids"]["network"], signal.SIGKILL)
+    log = node.raft_dir / DEFAULT_NAME
+    eventually(lambda: "giving it up" in log.read_text(), "a network process that cannot start")
+    # The files are good again; but who would read them is not there.
+    key.write_bytes(good)
+    refused = node.do("reload")
+    assert refused.returncode == 1
+    assert "node signaled" not in refused.stdout
+    assert "no certificates were loaded: the node's network process does not run" in refused.stderr
+    assert "pgraft-launch restart" in refused.stderr
+    assert node.do("restart").returncode == 0
+    reloaded = node.do("reload")
+    assert (reloaded.returncode, "node signaled" in reloaded.stdout) == (0, True)
