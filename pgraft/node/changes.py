@@ -12,8 +12,9 @@ from typing import Protocol
 from pgraft.hosts import is_host
 from pgraft.node import answers
 from pgraft.node.commands import Answer, Command
-from pgraft.node.membership import NODE_ID_MAX, PORT_MAX, ChangeContext, Membership, Node, encode_context
+from pgraft.node.membership import ChangeContext, Membership, Node, encode_context
 from pgraft.raft.types import ConfChange, ConfChangeType
+from pgraft.ranges import NODE_ID_MAX, PORT_MAX
 from pgraft.shm.layout import ADDRESS_BYTES_MAX, MEMBERS_MAX, CommandKind
 from pgraft.transport.handshake import printable
 

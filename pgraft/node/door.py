@@ -20,7 +20,6 @@ from pgraft.log import log
 from pgraft.node.core import Core
 from pgraft.node.envelope import Envelope, NodeStatus
 from pgraft.node.membership import (
-    NODE_ID_MAX,
     MembershipError,
     decode_change,
     from_snapshot,
@@ -30,6 +29,7 @@ from pgraft.node.quiet import CAMPAIGN_TRANSFER
 from pgraft.postgres.settings import BY_NAME
 from pgraft.raft.read_only import POSITION_BYTES, position_of
 from pgraft.raft.types import Entry, EntryType, Message, MessageType, StateType
+from pgraft.ranges import NODE_ID_MAX
 from pgraft.shm.layout import MEMBERS_MAX, Outcome, Role
 
 TERM_MAX = 2**62

@@ -19,12 +19,10 @@ from pgraft.raft.types import (
     Snapshot,
     SnapshotMetadata,
 )
+from pgraft.ranges import MEMBER_ID_MAX, NODE_ID_MAX, PORT_MAX
 from pgraft.shm.layout import MEMBERS_MAX
 
 REMOVED_IDS_MAX = 1024
-NODE_ID_MAX = 2**31 - 1
-PORT_MAX = 65535
-MEMBER_ID_MAX = 2**64 - 1
 _CHANGE_TYPES = frozenset(int(member) for member in ConfChangeType)
 CHANGE_BYTES_MAX = 512
 """Of a membership change in an entry: it holds one address. So little is never nested too deeply to be read,

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
+from pgraft.ranges import MEMBER_ID_MAX, NODE_ID_MAX
 from pgraft.storage import files
 from pgraft.storage.data_dir import RAFT_NAME
 from pgraft.storage.errors import DamagedLog, OtherVersion, StorageError, failed_call, hint_of
@@ -28,8 +29,7 @@ FORMAT_VERSION = 1
 IDENTITY_NAME = "identity"
 PEERS_NAME = "peers"
 TEXT_BYTES_MAX = 4 * 1024 * 1024
-NODE_ID_MAX = 2**31 - 1
-MEMBER_ID_MAX = 2**64 - 1
+ELECTION_TIMEOUT_MS_MAX = 2**31 - 1
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 _FIRST_LINE = re.compile(rb"pgraft ([a-z]+) ([0-9]{1,9}) crc32=([0-9a-f]{8})")
 
@@ -65,7 +65,7 @@ def load_identity(data_dir: Path) -> Identity | None:
     """The identity, or None before the first start. DamagedLog when the file does not read back, or is gone
     from beside a Raft state, which is made after it."""
     identity = _load(data_dir / IDENTITY_NAME, "identity", Identity, _check_identity)
-    if identity is None and (data_dir / RAFT_NAME).exists():
+    if identity is None and files.exists(data_dir / RAFT_NAME):
         raise DamagedLog(
             data_dir / IDENTITY_NAME, None, "there is a Raft state, but its identity file is missing"
         )
@@ -75,7 +75,7 @@ def load_identity(data_dir: Path) -> Identity | None:
 def create_identity(data_dir: Path, identity: Identity) -> None:
     """Store the identity of a new node, durably. StorageError when the directory already has one."""
     path = data_dir / IDENTITY_NAME
-    if path.exists():
+    if files.exists(path):
         raise StorageError(path, None, "the data directory already has an identity")
     update_identity(data_dir, identity)
 
@@ -123,7 +123,7 @@ def _load(path: Path, kind: str, shape: type[_Shape], check: Callable[[_Shape], 
 
 def _check_identity(identity: Identity) -> None:
     _check_ids(identity.node_id, identity.member_id)
-    if not 0 <= identity.election_timeout_ms <= NODE_ID_MAX:
+    if not 0 <= identity.election_timeout_ms <= ELECTION_TIMEOUT_MS_MAX:
         raise ValueError(f"election_timeout_ms {identity.election_timeout_ms} is out of range")
 
 

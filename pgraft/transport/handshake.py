@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from pgraft.hosts import is_host
+from pgraft.ranges import MEMBER_ID_MAX, NODE_ID_MAX, PORT_MAX
 from pgraft.transport.framing import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
@@ -26,9 +27,7 @@ from pgraft.transport.framing import (
 from pgraft.transport.limits import LOG_TEXT_CHARS_MAX
 from pgraft.transport.records import NetIdentity, Refusal, RefusalCode
 
-NODE_ID_MAX = 2**31 - 1
 U64_MAX = 2**64 - 1
-PORT_MAX = 65535
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +165,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[_Word], payload: memoryview) -> _Wo
 
 def _check_ids(node_id: int, member_id: int, instance_id: int) -> None:
     _check_range("node_id", node_id, 1, NODE_ID_MAX)
-    _check_range("member_id", member_id, 1, U64_MAX)
+    _check_range("member_id", member_id, 1, MEMBER_ID_MAX)
     _check_range("instance_id", instance_id, 1, U64_MAX)
 
 
