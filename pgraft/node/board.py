@@ -53,11 +53,8 @@ class Board:
         self._timeout_ns = election_timeout_ms * 1_000_000
         self._heard: dict[int, Heard] = {}
 
-    def hear(self, status: NodeStatus, now_ns: int) -> None:
-        """A node spoke for itself."""
-        self._keep(status, now_ns)
-
-    def _keep(self, status: NodeStatus, at_ns: int) -> None:
+    def hear(self, status: NodeStatus, at_ns: int) -> None:
+        """A node spoke at this time, for itself or through the leader."""
         heard = self._heard
         heard.pop(status.node_id, None)  # the newest stands last
         if len(heard) >= HEARD_MAX:
@@ -75,7 +72,7 @@ class Board:
             at = max(0, now_ns - status.age_ms * 1_000_000)
             known = self._heard.get(status.node_id)
             if known is None or at >= known.at_ns:
-                self._keep(status, at)
+                self.hear(status, at)
 
     def heard_ns(self, node_id: int) -> int:
         """When the node was last heard from, 0 for never."""

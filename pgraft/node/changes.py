@@ -1,4 +1,4 @@
-"""Membership as operators change it: adding and removing a node, and handing leadership over.
+"""Membership as operators change it: adding, moving and removing a node, and handing leadership over.
 
 Each is a small state machine that its node polls after every turn. Only one runs at a time, since
 the core takes one membership change at a time; the others wait in order.
@@ -21,13 +21,6 @@ from pgraft.transport.handshake import printable
 NOTICE_INTERVAL_NS = 2_000_000_000
 PROPOSE_AGAIN_NS = 100_000_000
 """A change that the core would not take (another one is pending) is proposed again after this."""
-
-
-class Progress(Protocol):
-    """What is asked of the leader's knowledge of a peer."""
-
-    match: int
-    is_learner: bool
 
 
 class Host(Protocol):
@@ -152,7 +145,7 @@ class _AddStep(enum.Enum):
 class AddNode:
     """Learner first; a voter once it has caught up; taken back when it does not in time."""
 
-    def __init__(self, host: Host, command: Command, now_ns: int) -> None:
+    def __init__(self, host: Host, command: Command) -> None:
         self.command = command
         self._host = host
         self._id = command.arg1
@@ -161,7 +154,7 @@ class AddNode:
         self._was_learner = self._id in host.membership.conf_state.learners
         context = encode_context(ChangeContext(self._node.address, self._node.port))
         self._add = _Proposed(host, ConfChange(ConfChangeType.ConfChangeAddLearnerNode, self._id, context))
-        self._promote = _Proposed(host, ConfChange(ConfChangeType.ConfChangeAddNode, self._id, context))
+        self._promote: _Proposed
         # One that was removed before stays barred, since it was a voter once.
         undone = encode_context(ChangeContext(forget=self._id not in host.membership.removed))
         self._undo = _Proposed(host, ConfChange(ConfChangeType.ConfChangeRemoveNode, self._id, undone))
@@ -296,7 +289,7 @@ class AddNode:
 class RemoveNode:
     """Removes a member. Removing the leader itself hands leadership over first, then asks the new leader."""
 
-    def __init__(self, host: Host, command: Command, now_ns: int) -> None:
+    def __init__(self, host: Host, command: Command) -> None:
         self.command = command
         self._host = host
         self._id = command.arg1
@@ -329,7 +322,7 @@ class RemoveNode:
 class TransferLeadership:
     """Hands leadership to a voter; over when it leads, or when an election timeout has passed."""
 
-    def __init__(self, host: Host, command: Command, now_ns: int) -> None:
+    def __init__(self, host: Host, command: Command) -> None:
         self.command = command
         self._host = host
         self._target = command.arg1
@@ -379,7 +372,7 @@ class TransferLeadership:
 class UpdateNode:
     """Tells all members that a node has moved: its vote and its log stay."""
 
-    def __init__(self, host: Host, command: Command, now_ns: int) -> None:
+    def __init__(self, host: Host, command: Command) -> None:
         self.command = command
         self._host = host
         self._node = Node(command.arg1, command.data.decode("utf-8", "replace"), command.arg2)
@@ -405,23 +398,23 @@ class UpdateNode:
         return answers.ok(self._host.applied) if self._update.is_applied(done, now_ns) else None
 
 
-def start_change(host: Host, command: Command, now_ns: int) -> Change:
+def start_change(host: Host, command: Command) -> Change:
     """The operation for a command of one of the four kinds."""
     if command.kind == CommandKind.ADD_NODE:
-        return AddNode(host, command, now_ns)
+        return AddNode(host, command)
     if command.kind == CommandKind.UPDATE_NODE:
-        return UpdateNode(host, command, now_ns)
+        return UpdateNode(host, command)
     if command.kind == CommandKind.TRANSFER_LEADER:
-        return TransferLeadership(host, command, now_ns)
+        return TransferLeadership(host, command)
     if command.arg1 == host.node_id and len(host.membership.conf_state.voters) > 1:
-        return RemoveSelf(host, command, now_ns)
-    return RemoveNode(host, command, now_ns)
+        return RemoveSelf(host, command)
+    return RemoveNode(host, command)
 
 
 class RemoveSelf:
     """The leader removes itself: it hands over, and the new leader commits the removal."""
 
-    def __init__(self, host: Host, command: Command, now_ns: int) -> None:
+    def __init__(self, host: Host, command: Command) -> None:
         self.command = command
         self._host = host
         self._transfer: TransferLeadership | None = None
@@ -435,7 +428,7 @@ class RemoveSelf:
             hand_over = Command(
                 CommandKind.TRANSFER_LEADER, self.command.slot, 0, False, 0, self.command.timeout_ms
             )
-            self._transfer = TransferLeadership(self._host, hand_over, now_ns)
+            self._transfer = TransferLeadership(self._host, hand_over)
         answer = self._transfer.poll(now_ns)
         if answer is not None and answer.outcome != answers.OK.outcome:
             return answer

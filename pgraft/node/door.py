@@ -19,12 +19,7 @@ from collections.abc import Callable
 from pgraft.log import log
 from pgraft.node.core import Core
 from pgraft.node.envelope import Envelope, NodeStatus
-from pgraft.node.membership import (
-    MembershipError,
-    decode_change,
-    from_snapshot,
-    wrong_conf_state,
-)
+from pgraft.node.membership import MembershipError, decode_change, from_snapshot
 from pgraft.node.quiet import CAMPAIGN_TRANSFER
 from pgraft.postgres.settings import BY_NAME
 from pgraft.raft.read_only import POSITION_BYTES, position_of
@@ -180,8 +175,8 @@ class Door:
         bound = min(INDEX_MAX, self._raft.raft_log.last_index() + INDEX_JUMP_MAX)
         if not (0 < metadata.index <= bound and 0 < metadata.term <= m.term):
             return f"a snapshot at {metadata.term}/{metadata.index} in term {m.term}"
-        if state.voters_outgoing or wrong_conf_state(state):
-            return f"a snapshot with {wrong_conf_state(state) or 'a joint configuration'}"
+        if state.voters_outgoing:
+            return "a snapshot with a joint configuration"
         try:
             known = {node.node_id for node in from_snapshot(m.snapshot).nodes}
         except MembershipError as error:

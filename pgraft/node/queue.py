@@ -39,7 +39,7 @@ class ChangeQueue:
             if not self._host.leads:
                 del self._queue[0]
                 return first
-            first = self._queue[0] = start_change(self._host, first, now_ns)
+            first = self._queue[0] = start_change(self._host, first)
         answer = first.poll(now_ns)
         if answer is not None:
             del self._queue[0]
