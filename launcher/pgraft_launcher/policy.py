@@ -173,7 +173,8 @@ class _State:
 
 
 class Policy:
-    """The supervisor's decisions. Every method takes the time and returns the actions, in order."""
+    """The supervisor's decisions. An event comes with the time where that matters, and returns the actions,
+    in order."""
 
     def __init__(self, yields: Yields = Yields.NO) -> None:
         self._yields = yields
@@ -258,7 +259,7 @@ class Policy:
         state.life, state.kill_at = Life.DOWN, None
         if part is not Part.NETWORK and self._hand_over_by is not None:
             # Who was to hand over is gone, or what was to end has ended.
-            return [*self.handed_over(now), *self._ended(part, end, how, now)]
+            return [*self.handed_over(), *self._ended(part, end, how, now)]
         return self._ended(part, end, how, now)
 
     def _ended(self, part: Part, end: End, how: str, now: float) -> list[Action]:
@@ -316,7 +317,7 @@ class Policy:
         self._hand_over_by = None
         return [*actions, Kill(Part.POSTMASTER, STOP_SIGNALS[mode])]
 
-    def handed_over(self, now: float) -> list[Action]:
+    def handed_over(self) -> list[Action]:
         """This node leads no more, or nobody can take over: the stop goes on."""
         if self._hand_over_by is None or self._stopping is None:
             return []
@@ -346,7 +347,7 @@ class Policy:
             return self._yield(Yields.NOT_SERVING)
         if self._hand_over_by is not None and self._hand_over_by <= now:
             said = Say("WARNING", f"leadership was not handed over within {HAND_OVER_S:g} s, stopping anyway")
-            return [said, *self.handed_over(now)]
+            return [said, *self.handed_over()]
         return []
 
     # --- whether this node should lead --------------------------------------------------------------

@@ -219,7 +219,7 @@ class Supervisor:
 
     def _look_for_hand_over(self) -> None:
         if self._policy.is_handing_over and (self._pages.worker["yielded"] or not self._pages.has_lease()):
-            self._do(self._policy.handed_over(time.monotonic()))
+            self._do(self._policy.handed_over())
 
     def _is_new(self, held: Held) -> bool:
         """Whether the worker page speaks of this process and not of one that died before it."""

@@ -265,8 +265,8 @@ def test_a_leader_hands_over_before_its_postgres_stops(mode: StopMode, number: s
     assert deeds(node.stop(mode, 1.0, leads=True)) == [Yield(Yields.STOPPING)]
     assert node.is_handing_over
     assert node.tick(1.0 + policy.HAND_OVER_S - 0.01) == []
-    assert node.handed_over(1.1) == [Kill(Part.POSTMASTER, number)]
-    assert node.handed_over(1.2) == []
+    assert node.handed_over() == [Kill(Part.POSTMASTER, number)]
+    assert node.handed_over() == []
 
 
 def test_a_hand_over_that_takes_too_long_holds_no_stop_up() -> None:
@@ -298,7 +298,7 @@ def test_postgres_that_ends_by_itself_meanwhile_is_not_signalled_any_more() -> N
     node = running()
     node.stop(StopMode.SMART, 1.0, leads=True)
     assert deeds(node.exited(Part.POSTMASTER, End.ORDERLY, "", 1.1)) == [Kill(Part.WORKER, signal.SIGTERM)]
-    assert node.handed_over(1.2) == []
+    assert node.handed_over() == []
 
 
 def test_a_node_whose_postgres_keeps_failing_does_not_lead_until_it_serves_again() -> None:
