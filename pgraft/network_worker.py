@@ -28,7 +28,7 @@ from pgraft.transport.directory import PeerAddress
 from pgraft.transport.hub import Hub
 from pgraft.transport.inbox import Inbox
 from pgraft.transport.incoming import CannotListen, bind
-from pgraft.transport.limits import FRAME_BYTES_MAX, STALL_RECHECK_MS, STOP_FLUSH_MS
+from pgraft.transport.limits import EXPIRY_NEAR_DAYS, FRAME_BYTES_MAX, STALL_RECHECK_MS, STOP_FLUSH_MS
 from pgraft.transport.loop import READ, Loop, now_ns
 from pgraft.transport.records import RecordKind, RecordMalformed
 
@@ -39,8 +39,6 @@ EXIT_CONFIG = 3
 OUTBOUND_BATCH_BYTES = 1024 * 1024
 """Taken from the outbound ring in one turn; input of peers comes in between."""
 BEATS_PER_ELECTION_TIMEOUT = 4
-EXPIRY_NEAR_DAYS = 30
-"""A certificate that ends within this time is warned of, at each start and reload."""
 
 _COUNTERS = (
     "frames_in",
@@ -313,12 +311,10 @@ class CertificateExpired(ConfigError):
 def load_tls(config: NodeConfig) -> tuple[TlsContext, int]:
     """What the files of pgraft.ssl_*_file hold, after a look at whether peers would accept it; and the
     days that this node's certificate is still good for. Raises ConfigError."""
-    from pgraft.transport import tls, tls_files  # ssl costs megabytes, and only those pay who use it
+    from pgraft.transport import tls_files
 
     try:
-        context = tls.TlsContext(
-            tls_files.TlsFiles(config.ssl_cert_file, config.ssl_key_file, config.ssl_ca_file)
-        )
+        context = _tls_context(config)
         left_s = context.check_own(tls_files.Whom(config.cluster_id, config.node_id, config.address))
     except tls_files.CertificateOutOfDate as error:
         raise CertificateExpired(str(error), error.hint) from error
@@ -327,17 +323,20 @@ def load_tls(config: NodeConfig) -> tuple[TlsContext, int]:
     return context, int(left_s // _DAY_S)
 
 
+def _tls_context(config: NodeConfig) -> TlsContext:
+    from pgraft.transport import tls, tls_files  # ssl costs megabytes, and only those pay who use it
+
+    files = tls_files.TlsFiles(config.ssl_cert_file, config.ssl_key_file, config.ssl_ca_file)
+    return tls.TlsContext(files)
+
+
 def _tls_at_start(config: NodeConfig) -> TlsContext:
     """As `load_tls`. An expired certificate is no reason to stay away: who renews it reloads it here."""
-    from pgraft.transport import tls, tls_files
-
     try:
         context, days_left = load_tls(config)
     except CertificateExpired as error:
         log("WARNING", f"{error}: peers will refuse this node", hint=error.hint)
-        return tls.TlsContext(
-            tls_files.TlsFiles(config.ssl_cert_file, config.ssl_key_file, config.ssl_ca_file)
-        )
+        return _tls_context(config)
     _warn_of_expiry(days_left)
     return context
 

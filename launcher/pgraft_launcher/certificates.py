@@ -16,8 +16,8 @@ import datetime
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
+from pgraft.transport.limits import EXPIRY_NEAR_DAYS
 from pgraft_launcher.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 AUTHORITY_DAYS = 3650
 NODE_DAYS = 365
-RENEW_DAYS = 30
-"""A certificate that ends within this time is made anew; the network process warns as early."""
 _BACKDATED = datetime.timedelta(hours=1)
 """Clocks of test machines differ."""
 
@@ -82,7 +80,9 @@ def ensure(directory: Path, cluster_id: str, node_ids: list[int]) -> list[int]:
 
 def node_uri(cluster_id: str, node_id: int) -> str:
     """The subject alternative name of a node."""
-    return f"pgraft://{quote(cluster_id, safe='')}/{node_id}"
+    from pgraft.transport.tls_files import Whom  # which imports ssl
+
+    return Whom(cluster_id, node_id, "").uri
 
 
 def _is_good(files: Files, cluster_id: str, node_id: int) -> bool:
@@ -102,7 +102,7 @@ def _is_good(files: Files, cluster_id: str, node_id: int) -> bool:
             f"{files.cert} names {', '.join(uris) or 'nobody'}, and not {node_uri(cluster_id, node_id)}",
             hint="give each cluster a directory of its own with --make-certs",
         )
-    return found.not_valid_after_utc - _now() > datetime.timedelta(days=RENEW_DAYS)
+    return found.not_valid_after_utc - _now() > datetime.timedelta(days=EXPIRY_NEAR_DAYS)
 
 
 class Authority:

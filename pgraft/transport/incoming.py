@@ -59,21 +59,15 @@ class IncomingSession(Session):
             self.refuse(NOT_READY)
             return
         # The certificate first: what the hello says counts once it is known who says it.
-        refusal = self._judge_certificate(hello) or handshake.judge_hello(
-            hello, local, self.shared.directory.remembered(hello.node_id)
-        )
+        directory = self.shared.directory
+        member = directory.members.get(hello.node_id)
+        address = member.address if member is not None else hello.address
+        refusal = self.judge_certificate(hello.cluster_id, hello.node_id, address)
+        refusal = refusal or handshake.judge_hello(hello, local, directory.remembered(hello.node_id))
         if refusal is not None:
             self.refuse(refusal)
         else:
             self._hub.admit(self, hello)
-
-    def _judge_certificate(self, hello: Hello) -> Refusal | None:
-        tls = self.shared.tls
-        if tls is None:
-            return None
-        member = self.shared.directory.members.get(hello.node_id)
-        address = member.address if member is not None else hello.address
-        return tls.judge_peer(self.channel, tls.whom(hello.cluster_id, hello.node_id, address))
 
     def welcome(self) -> None:
         """Let it in."""

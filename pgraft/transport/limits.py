@@ -71,3 +71,7 @@ LOG_LINES_PER_MINUTE_MAX = 60
 LOG_TEXT_CHARS_MAX = 2_000
 """Of what a peer says about itself or us, in a log line."""
 STOP_FLUSH_MS = 100
+
+EXPIRY_NEAR_DAYS = 30
+"""A certificate that ends within this time is warned of, at each start and reload, and is made anew where we
+make them ourselves."""

@@ -70,9 +70,8 @@ class OutgoingSession(Session):
             return
         expected = self._peer.node_id
         remembered = self.shared.directory.remembered(expected)
-        refusal = self._judge_certificate(welcome) or handshake.judge_welcome(
-            welcome, local, expected, remembered
-        )
+        refusal = self.judge_certificate(welcome.cluster_id, welcome.node_id, self._peer.address)
+        refusal = refusal or handshake.judge_welcome(welcome, local, expected, remembered)
         if refusal is not None:
             self.complain(refusal, expected)
             self.say_refused(refusal)
@@ -83,13 +82,6 @@ class OutgoingSession(Session):
             self._peer.on_established(self)
         else:
             self._peer.on_failed(self, "the raft worker of this node takes nothing")
-
-    def _judge_certificate(self, welcome: Welcome) -> Refusal | None:
-        tls = self.shared.tls
-        if tls is None:
-            return None
-        claimed = tls.whom(welcome.cluster_id, welcome.node_id, self._peer.address)
-        return tls.judge_peer(self.channel, claimed)
 
     def on_refused(self, refused: Refused) -> None:
         """It does not let us in: the worker hears of it, and the log, at a bounded rate."""

@@ -148,6 +148,11 @@ class Session(ABC):
         self._on_pong = on_alive
         self.connection.send_frame(FrameType.PING, self._nonce)
 
+    def judge_certificate(self, cluster_id: str, node_id: int, address: str) -> Refusal | None:
+        """Whether the certificate at the other end names the node that it says it is; without TLS it does."""
+        tls = self.shared.tls
+        return tls.judge_peer(self.channel, cluster_id, node_id, address) if tls is not None else None
+
     # --- refusing and ending ----------------------------------------------------------------------
 
     def say_refused(self, refusal: Refusal) -> None:

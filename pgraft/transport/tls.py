@@ -112,13 +112,9 @@ class TlsContext:
             raise
         return TlsChannel(wrapped)
 
-    @staticmethod
-    def whom(cluster_id: str, node_id: int, address: str) -> Whom:
-        """The node that a peer claims to be; callers that run without TLS do not import this module."""
-        return Whom(cluster_id, node_id, address)
-
-    def judge_peer(self, channel: object, claimed: Whom) -> Refusal | None:
+    def judge_peer(self, channel: object, cluster_id: str, node_id: int, address: str) -> Refusal | None:
         """Whether the certificate at the other end names the node that it claims to be: None, or why not."""
+        claimed = Whom(cluster_id, node_id, address)
         names = channel.names() if isinstance(channel, TlsChannel) else Names(None)
         if names.name(claimed):
             return None

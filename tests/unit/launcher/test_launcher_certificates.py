@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pgraft.transport.limits import EXPIRY_NEAR_DAYS
 from pgraft.transport.tls import TlsContext
 from pgraft.transport.tls_files import TlsFiles, TlsFilesWrong, Whom
 from pgraft_launcher import certificates
@@ -53,8 +54,8 @@ def test_what_is_there_stays_and_a_newcomer_is_signed_by_the_same_authority(tmp_
 
 def test_one_that_ends_soon_is_renewed(tmp_path: Path) -> None:
     ensure(tmp_path, "c", [1])
-    Authority.of(tmp_path).issue(files_of(tmp_path, 1), "pgraft://c/1", ends_days=certificates.RENEW_DAYS - 1)
-    assert days_left(tmp_path, 1) < certificates.RENEW_DAYS
+    Authority.of(tmp_path).issue(files_of(tmp_path, 1), "pgraft://c/1", ends_days=EXPIRY_NEAR_DAYS - 1)
+    assert days_left(tmp_path, 1) < EXPIRY_NEAR_DAYS
     assert ensure(tmp_path, "c", [1]) == [1]
     assert days_left(tmp_path, 1) > 300
 
