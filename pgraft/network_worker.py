@@ -51,8 +51,6 @@ _COUNTERS = (
     "connects",
     "crowded_out",
     "timed_out",
-    "connections",
-    "pending",
 )
 _MESSAGE = int(RecordKind.MESSAGE)
 _RECORD_BYTES_MAX = FRAME_BYTES_MAX + records.PREFIX_BYTES
@@ -89,7 +87,7 @@ class NetworkWorker:
         self._inbox = Inbox(segment.inbound_writer(), self._worker_bell.ring, self._on_stall)
         instance_id = int.from_bytes(os.urandom(8), "little") or 1
         self.hub = Hub(self._wire, self._inbox, config.node_id, config.address, config.port, instance_id)
-        for name in _COUNTERS[:-2]:
+        for name in _COUNTERS:
             setattr(self._wire.counters, name, segment.network[name])
 
     # --- start and end ----------------------------------------------------------------------------

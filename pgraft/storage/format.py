@@ -121,14 +121,13 @@ def unpack_segment_header(data: bytes) -> SegmentHeader:
         raise ValueError("the file is too short for its header")
     if data[: len(SEGMENT_MAGIC)] != SEGMENT_MAGIC:
         raise ValueError("this is no pgraft entry-log file")
+    _, version, mark, salt, _, sequence, first, batch, term, vote, commit, reset = _SEGMENT.unpack_from(data)
     # Before the checksum, which another version may keep elsewhere.
-    version = int.from_bytes(data[len(SEGMENT_MAGIC) : len(SEGMENT_MAGIC) + 4], "little")
     if version != FORMAT_VERSION:
         raise OtherVersion(version, FORMAT_VERSION)
     (crc,) = _CRC.unpack_from(data, _SEGMENT.size)
     if zlib.crc32(data[: _SEGMENT.size]) != crc:
         raise ValueError("the file header's checksum does not match")
-    _, _, mark, salt, _, sequence, first, batch, term, vote, commit, reset = _SEGMENT.unpack_from(data)
     if not min(sequence, first, batch) or max(sequence, first, batch, term, commit, reset) > NUMBER_MAX:
         raise ValueError("the file header holds a number that no log has")
     return SegmentHeader(

@@ -64,7 +64,6 @@ class ViolationKind(enum.Enum):
     CHECKSUM = "checksum does not match"
     HANDSHAKE = "malformed handshake"
     ORDER = "frame out of order"
-    SILENCE = "no complete handshake in time"
     TLS = "TLS handshake failed"
     TLS_ALERT = "it ended the TLS handshake"
     CERTIFICATE = "its certificate is refused"
