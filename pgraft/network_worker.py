@@ -20,8 +20,8 @@ from pgraft.log import bound_lines, log
 from pgraft.postgres.settings import NodeConfig
 from pgraft.shm import layout
 from pgraft.shm.blocks import BlockUnreadable, read_members
-from pgraft.shm.doorbell import Bell, BellListener
-from pgraft.shm.segment import NETWORK_BELL, WORKER_BELL, Segment, SegmentError, attach
+from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL, Bell, BellListener
+from pgraft.shm.segment import Segment, SegmentError, attach
 from pgraft.transport import records
 from pgraft.transport.connection import Wire
 from pgraft.transport.directory import PeerAddress

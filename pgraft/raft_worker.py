@@ -27,9 +27,9 @@ from pgraft.node.membership import MembershipError
 from pgraft.node.node import Node
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import InvariantViolation
-from pgraft.shm.doorbell import BellListener, ring_fd
+from pgraft.shm.doorbell import WORKER_BELL, BellListener, ring_fd
 from pgraft.shm.layout import CommandKind, Sleep, WorkerState, Yields
-from pgraft.shm.segment import WORKER_BELL, Segment, SegmentError, attach
+from pgraft.shm.segment import Segment, SegmentError, attach
 from pgraft.shm.words import now_ns
 from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
 

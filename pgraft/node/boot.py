@@ -21,8 +21,8 @@ from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.types import ConfState, HardState
 from pgraft.shm.blocks import BlockUnreadable, read_status
-from pgraft.shm.doorbell import Bell
-from pgraft.shm.segment import NETWORK_BELL, Segment
+from pgraft.shm.doorbell import NETWORK_BELL, Bell
+from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns
 from pgraft.storage import (
     Identity,

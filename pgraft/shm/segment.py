@@ -16,7 +16,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from pgraft.shm import doorbell, layout
+from pgraft.shm import layout
+from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL
 from pgraft.shm.layout import PAGE_BYTES, SLOT_BACKEND_WORDS, SLOT_WORKER_WORDS, align
 from pgraft.shm.rings import RingReader, RingWriter, WordRef
 from pgraft.shm.words import WordPage, now_ns
@@ -408,9 +409,6 @@ def _init_lock(memory: SharedMemory, offset: int) -> None:
 
 
 # --- FIFOs ----------------------------------------------------------------------------------------------
-
-WORKER_BELL = doorbell.WORKER_BELL
-NETWORK_BELL = doorbell.NETWORK_BELL
 
 
 def slot_bell(number: int) -> str:

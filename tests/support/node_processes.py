@@ -18,9 +18,8 @@ import msgspec
 from pgraft.postgres.settings import Member
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import Status, read_status
-from pgraft.shm.doorbell import Bell, open_bell
+from pgraft.shm.doorbell import WORKER_BELL, Bell, open_bell
 from pgraft.shm.layout import CommandKind, Outcome
-from pgraft.shm.segment import WORKER_BELL
 from pgraft.shm.words import now_ns
 from tests.support.disk_faults import DiskFaults
 from tests.support.node_sim import Backend, make_config, make_segment

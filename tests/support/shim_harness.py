@@ -26,7 +26,7 @@ import psycopg
 from pgraft import __version__
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import MemberRow, MembersWriter, Status, StatusRow, StatusWriter
-from pgraft.shm.doorbell import BellListener, open_bell, ring_fd
+from pgraft.shm.doorbell import WORKER_BELL, BellListener, open_bell, ring_fd
 from pgraft.shm.layout import (
     COMMAND_RECORD_BYTES,
     COMMAND_RECORD_WORDS,
@@ -252,7 +252,7 @@ class FakeRuntime:
         self.status = StatusWriter(self.segment)
         self.members = MembersWriter(self.segment)
         self._reader = self.segment.command_reader()
-        self._bell = BellListener(self.run_dir / segments.WORKER_BELL, self.segment.worker_ref("sleeping"))
+        self._bell = BellListener(self.run_dir / WORKER_BELL, self.segment.worker_ref("sleeping"))
         self._thread: threading.Thread | None = None
 
     def _make(self, ring_bytes: int, slot_count: int) -> None:

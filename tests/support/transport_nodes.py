@@ -17,7 +17,7 @@ import msgspec
 from pgraft.postgres.settings import Member, NodeConfig
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import MemberRow, MembersWriter
-from pgraft.shm.doorbell import Bell, BellListener
+from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL, Bell, BellListener
 from pgraft.transport import records
 from pgraft.transport.records import NetIdentity, RecordKind
 
@@ -67,8 +67,8 @@ class Node:
         segments.make_fifos(self.run_dir, 1)
         self._writer = self.segment.outbound_writer()
         self._reader = self.segment.inbound_reader()
-        self._bell = Bell(self.run_dir / segments.NETWORK_BELL, self.segment.network_ref("sleeping"))
-        self.ears = BellListener(self.run_dir / segments.WORKER_BELL, self.segment.worker_ref("sleeping"))
+        self._bell = Bell(self.run_dir / NETWORK_BELL, self.segment.network_ref("sleeping"))
+        self.ears = BellListener(self.run_dir / WORKER_BELL, self.segment.worker_ref("sleeping"))
         self._ears_poll = select.poll()  # tests open more descriptors than select() takes
         self._ears_poll.register(self.ears.fd, select.POLLIN)
         self._members = MembersWriter(self.segment)

@@ -44,10 +44,10 @@ from pgraft.raft.types import (
     MessageType,
     Snapshot,
 )
-from pgraft.shm.doorbell import Bell
+from pgraft.shm.doorbell import NETWORK_BELL, Bell
 from pgraft.shm.layout import Role
 from pgraft.shm.rings import RingReader
-from pgraft.shm.segment import NETWORK_BELL, make_fifos
+from pgraft.shm.segment import make_fifos
 from pgraft.transport.limits import FRAME_BYTES_MAX
 from pgraft.transport.records import ENVELOPE_OFFSET, unpack_prefix
 from tests.support.node_sim import MS

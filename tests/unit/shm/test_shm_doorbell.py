@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pgraft.shm.doorbell import Bell, BellListener, open_bell, ring_fd
-from pgraft.shm.segment import NETWORK_BELL, WORKER_BELL, Segment, make_fifos
+from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL, Bell, BellListener, open_bell, ring_fd
+from pgraft.shm.segment import Segment, make_fifos
 from pgraft.shm.words import now_ns
 from tests.support.shm_peer import BellEnds, peer
 

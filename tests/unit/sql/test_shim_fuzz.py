@@ -17,6 +17,7 @@ import pytest
 
 from pgraft.shm import layout
 from pgraft.shm import segment as segments
+from pgraft.shm.doorbell import WORKER_BELL
 from pgraft.shm.words import now_ns
 from tests.support.shim_harness import FakeRuntime, Reply, Server, Session, Taken, give, until
 
@@ -304,7 +305,7 @@ def _version(path: os.PathLike[str], runtime: FakeRuntime) -> None:
 
 
 def test_doorbells_that_are_none(pg18: Server, runtime: FakeRuntime) -> None:
-    bell = runtime.run_dir / segments.WORKER_BELL
+    bell = runtime.run_dir / WORKER_BELL
     for make in (lambda: None, lambda: bell.write_bytes(b"no fifo"), bell.mkdir):
         bell.unlink(missing_ok=True)
         make()
