@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import assert_never
 
+from pgraft import header_file
 from pgraft.postgres.settings import BY_NAME, SETTINGS, Context, Kind, Setting
 
 HEADER_PATH = Path(__file__).resolve().parents[2] / "sql" / "pgraft_settings.h"
@@ -103,16 +104,9 @@ def render() -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the header, or with --check compare it; the exit code."""
-    if arguments not in ([], ["--check"]):
-        print("usage: python -m pgraft.postgres.settings_header [--check]", file=sys.stderr)
-        return 2
-    if not arguments:
-        HEADER_PATH.write_text(render(), encoding="utf-8")
-        return 0
-    if HEADER_PATH.is_file() and HEADER_PATH.read_text(encoding="utf-8") == render():
-        return 0
-    print(f"{HEADER_PATH} differs from settings.py: run the generator", file=sys.stderr)
-    return 1
+    return header_file.main(
+        arguments, "pgraft.postgres.settings_header", "settings.py", HEADER_PATH, render()
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Writes sql/pgraft_shm.h, the C view of the segment, from layout.py.
 
-    python -m pgraft.shm.header            write it
-    python -m pgraft.shm.header --check    exit 1 when the committed one differs
-
-The header is committed, so that the shim builds with a C compiler and PGXS alone.
+python -m pgraft.shm.header            write it
+python -m pgraft.shm.header --check    exit 1 when the committed one differs
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from pgraft import __version__
+from pgraft import __version__, header_file
 from pgraft.shm import layout
 
 HEADER_PATH = Path(__file__).resolve().parents[2] / "sql" / "pgraft_shm.h"
@@ -93,16 +91,7 @@ def render() -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the header, or with --check compare it; the exit code."""
-    if arguments not in ([], ["--check"]):
-        print("usage: python -m pgraft.shm.header [--check]", file=sys.stderr)
-        return 2
-    if not arguments:
-        HEADER_PATH.write_text(render(), encoding="utf-8")
-        return 0
-    if HEADER_PATH.is_file() and HEADER_PATH.read_text(encoding="utf-8") == render():
-        return 0
-    print(f"{HEADER_PATH} differs from layout.py: run python -m pgraft.shm.header", file=sys.stderr)
-    return 1
+    return header_file.main(arguments, "pgraft.shm.header", "layout.py", HEADER_PATH, render())
 
 
 if __name__ == "__main__":

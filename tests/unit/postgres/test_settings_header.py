@@ -27,7 +27,7 @@ def test_check_sees_a_difference(
     assert settings_header.main(["--check"]) == 0
     monkeypatch.setattr(settings_header, "SETTINGS", SETTINGS[1:])
     assert settings_header.main(["--check"]) == 1
-    assert "run the generator" in capsys.readouterr().err
+    assert "run python -m pgraft.postgres.settings_header" in capsys.readouterr().err
     assert settings_header.main(["--what"]) == 2
 
 
