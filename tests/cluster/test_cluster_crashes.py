@@ -183,7 +183,7 @@ def test_pg_ctl_stop_stops_the_node(cluster: Cluster) -> None:
         eventually(lambda pid=pid: not psutil.pid_exists(pid), "the end of everything")  # type: ignore[misc]
     assert leader.launch("status", ok=False).returncode == 3
     cluster.wait_agreed(others)
-    segments = {(node.raft_dir / "run" / "segment").read_text().strip() for node in others}
+    segments = {node.segment_name for node in others}
     assert all(Path("/dev/shm", name).exists() for name in segments)
     leader.start()
     cluster.wait_agreed()

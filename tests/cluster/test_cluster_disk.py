@@ -167,7 +167,7 @@ def test_a_disk_that_is_slow_for_seconds_costs_the_lease_and_no_more(template: P
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk() -> Iterator[Path]:
     """A file system of FULL_BYTES, which PostgreSQL's user owns."""
     user = pgcluster.server_user()
     if user is None:

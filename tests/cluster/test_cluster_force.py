@@ -15,23 +15,13 @@ from pgraft.transport.tls_files import TlsFiles
 from pgraft_launcher.certificates import Authority, files_of
 from tests.support import pgcluster
 from tests.support.certificates import replace
-from tests.support.pgcluster import Cluster, Node, eventually
+from tests.support.pgcluster import Node, eventually
 from tests.support.sql_load import log_of
 
 pytestmark = pytest.mark.cluster
 
 FLAG = "--accept-data-loss"
 ENTRIES = 30
-
-
-def newcomer(cluster: Cluster, survivor: Node, cluster_id: str, *more: str) -> Node:
-    """A new node that waits to be added to the new cluster, started."""
-    node = cluster.add(1)[0]
-    words = ["--set", f"pgraft.node_id={node.node_id}", "--set", "pgraft.address=127.0.0.1"]
-    words += ["--set", f"pgraft.port={node.raft_port}", "--cluster-id", cluster_id]
-    node.init(cluster.initial_list([survivor]), "--initial-cluster-state", "existing", *words, *more)
-    node.start()
-    return node
 
 
 def lose(node: Node) -> None:
@@ -78,7 +68,7 @@ def test_a_cluster_that_lost_its_majority_goes_on_from_one_survivor(template: Pa
             node.start(ok=False)
             eventually(lambda: 'cluster "pgraft"' in survivor.log_text(), "the refusal of the old survivor")
             assert node.value("SELECT pgraft_get_leader()") == 0
-        new = [newcomer(cluster, survivor, found[1]) for _ in range(2)]
+        new = [cluster.newcomer([survivor], "--cluster-id", found[1]) for _ in range(2)]
         for node in new:
             add = "SELECT pgraft_add_node(%s, '127.0.0.1', %s)"
             assert survivor.value(add, node.node_id, node.raft_port) is True
@@ -133,7 +123,7 @@ def test_with_tls_what_it_prints_leads_to_a_leader(template: Path, signed_by: st
         survivor.start()
         assert cluster.wait_leader([survivor]) is survivor
         assert log_of(survivor) == ["by both"]
-        node = newcomer(cluster, survivor, found[1], "--make-certs", str(certificates))
+        node = cluster.newcomer([survivor], "--cluster-id", found[1], "--make-certs", str(certificates))
         add = "SELECT pgraft_add_node(%s, '127.0.0.1', %s)"
         assert survivor.value(add, node.node_id, node.raft_port) is True
         cluster.wait_agreed([survivor, node])

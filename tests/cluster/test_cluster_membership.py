@@ -24,12 +24,8 @@ def single(template: Path) -> Iterator[Cluster]:
 
 
 def _newcomer(cluster: Cluster) -> Node:
-    """A node that waits to be added, started."""
-    node = cluster.add(1)[0]
-    words = ["--set", f"pgraft.node_id={node.node_id}", "--set", "pgraft.address=127.0.0.1"]
-    words += ["--set", f"pgraft.port={node.raft_port}"]
-    node.init(cluster.initial_list(cluster.nodes[:1]), "--initial-cluster-state", "existing", *words)
-    node.start()
+    """A node that waits to be added, with the extension."""
+    node = cluster.newcomer(cluster.nodes[:1])
     node.execute("CREATE EXTENSION pgraft")
     return node
 

@@ -26,17 +26,6 @@ def three(template: Path) -> Iterator[Cluster]:
         yield made
 
 
-def newcomer(cluster: Cluster, *, start: bool = True) -> Node:
-    """A node that waits to be added."""
-    node = cluster.add(1)[0]
-    words = ["--set", f"pgraft.node_id={node.node_id}", "--set", "pgraft.address=127.0.0.1"]
-    words += ["--set", f"pgraft.port={node.raft_port}"]
-    node.init(cluster.initial_list(cluster.nodes[:3]), "--initial-cluster-state", "existing", *words)
-    if start:
-        node.start()
-    return node
-
-
 def ask(cluster: Cluster, what: str, *parameters: object) -> Node:
     """Have the leader, whoever it is, change the members; asked again where the answer was unknown.
 
@@ -80,7 +69,7 @@ def check(cluster: Cluster, work: Load, nodes: list[Node]) -> Node:
 
 def test_a_leader_lost_in_an_addition_a_dead_node_and_two_administrators(three: Cluster) -> None:
     leader = three.wait_agreed()
-    late = newcomer(three, start=False)
+    late = three.newcomer(three.nodes[:3], start=False)
     with load(three, 2) as work:
         work.wait_for(20)
 
@@ -106,7 +95,7 @@ def test_a_leader_lost_in_an_addition_a_dead_node_and_two_administrators(three: 
         late.start()
         add(three, late)
         # The dead one is replaced: removed by one administrator, while another adds its successor.
-        replacement = newcomer(three)
+        replacement = three.newcomer(three.nodes[:3])
         adding = threading.Thread(target=add, args=(three, replacement))
         adding.start()
         ask(three, "pgraft_remove_node(%s)", leader.node_id)
@@ -165,7 +154,7 @@ def test_three_to_five_to_seven_nodes_and_back_under_load(three: Cluster) -> Non
     three.wait_agreed()
     with load(three) as work:
         for _ in range(4):
-            add(three, newcomer(three))
+            add(three, three.newcomer(three.nodes[:3]))
             work.wait_for(20)
         assert len(members(three.wait_leader())) == 7
         for node in three.nodes[:4]:

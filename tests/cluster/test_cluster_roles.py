@@ -209,7 +209,7 @@ def _wrong(path: Path, owner: int) -> str:
 
 
 def _everything(node: Node) -> set[Path]:
-    segment = Path("/dev/shm", (node.raft_dir / "run" / "segment").read_text().strip())
+    segment = Path("/dev/shm", node.segment_name)
     below = (node.raft_dir, node.cluster.certificates)
     return {segment, node.log, *below, *(path for root in below for path in root.rglob("*"))}
 

@@ -104,10 +104,7 @@ def test_it_replicates_and_a_node_that_was_away_catches_up(cluster: Cluster) -> 
 @pytest.mark.slow
 def test_a_newcomer_with_a_certificate_joins(cluster: Cluster) -> None:
     leader = cluster.wait_agreed()
-    node = cluster.add(1)[0]
-    words = ["--set", f"pgraft.node_id={node.node_id}", "--set", "pgraft.address=127.0.0.1"]
-    words += ["--set", f"pgraft.port={node.raft_port}", "--initial-cluster-state", "existing"]
-    node.init(cluster.initial_list(cluster.nodes[:3]), *words)
+    node = cluster.newcomer(cluster.nodes[:3], start=False)
     try:
         node.start()
         node.execute("CREATE EXTENSION pgraft")

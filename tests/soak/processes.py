@@ -127,32 +127,20 @@ class FreezeBackend(Fault):
         return freeze(field, pick(field.backends(node), which), f"a backend of {node.name}", lasts_s)
 
 
-class KillBackend(Fault):
-    """kill -9 of one session's backend: PostgreSQL ends all others and recovers."""
+class SignalBackend(Fault):
+    """A signal to one session's backend. After a kill -9 PostgreSQL ends all others and recovers; SIGTERM is
+    what pg_terminate_backend() sends."""
 
-    kind = "kill backend"
-    weight = 2
-
-    def strike(self, field: Field, chance: random.Random) -> Struck | None:
-        """See Fault."""
-        node, which = field.choose(chance), chance.random()
-        ref = pick(field.backends(node), which)
-        if ref is None or not send(ref, signal.SIGKILL):
-            return None
-        return Struck(f"a backend of {node.name}")
-
-
-class TerminateBackend(Fault):
-    """What pg_terminate_backend() sends."""
-
-    kind = "terminate backend"
-    weight = 1
+    def __init__(self, kind: str, number: signal.Signals, weight: int) -> None:
+        self.kind = kind
+        self.weight = weight
+        self._number = number
 
     def strike(self, field: Field, chance: random.Random) -> Struck | None:
         """See Fault."""
         node, which = field.choose(chance), chance.random()
         ref = pick(field.backends(node), which)
-        if ref is None or not send(ref, signal.SIGTERM):
+        if ref is None or not send(ref, self._number):
             return None
         return Struck(f"a backend of {node.name}")
 
@@ -250,9 +238,9 @@ class Processes(Form):
             *map(KillPart, parts),
             KillSupervisor(),
             KillNode(),
-            KillBackend(),
+            SignalBackend("kill backend", signal.SIGKILL, weight=2),
             KillInRing(),
-            TerminateBackend(),
+            SignalBackend("terminate backend", signal.SIGTERM, weight=1),
             *map(FreezePart, PARTS),
             FreezeBackend(),
         )

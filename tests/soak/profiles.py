@@ -214,7 +214,7 @@ def _pids(watch: Watch, node: Node) -> list[int]:
 
 
 def _fsync_ms_max(node: Node) -> float:
-    segment = attach((node.raft_dir / "run" / "segment").read_text().strip(), readonly=True)
+    segment = attach(node.segment_name, readonly=True)
     try:
         return segment.worker["fsync_ns_max"] / 1e6
     finally:

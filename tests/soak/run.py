@@ -220,7 +220,7 @@ def soak(form: Form, plan: Plan, template: Path | None = None, say: Callable[[st
     home.chmod(0o755)
     report: Report | None = None
     try:
-        with form.open(plan.nodes, plan.seed, home), _cluster(form, plan, template, home) as cluster:
+        with form.open(plan.nodes, plan.seed, home), _cluster(form, plan, template) as cluster:
             watch = Watch(cluster.nodes)
             try:
                 eventually(lambda: watch.leader, "a lease")
@@ -245,7 +245,7 @@ def repeat(form: Form, plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def _cluster(form: Form, plan: Plan, template: Path | None, home: Path) -> Iterator[Cluster]:
+def _cluster(form: Form, plan: Plan, template: Path | None) -> Iterator[Cluster]:
     made = Path(tempfile.mkdtemp(prefix="pgraft-template-", dir="/var/tmp"))
     made.chmod(0o755)
     settings = {

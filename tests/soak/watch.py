@@ -106,8 +106,7 @@ class Watch:
         if old is not None:
             old.close()
         with contextlib.suppress(OSError, SegmentError):
-            name = (node.raft_dir / "run" / "segment").read_text().strip()
-            segment = attach(name, readonly=True)
+            segment = attach(node.segment_name, readonly=True)
             self._segments[node.node_id] = segment
             self._ring_locks[node.node_id] = segment.words_at(segment.header["command_offset"], LOCK_BYTES)
             epoch, seen_ns = self._epochs.get(node.node_id, (segment.header["epoch"], 0))

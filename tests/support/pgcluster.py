@@ -160,6 +160,11 @@ class Node:
         return faults
 
     @property
+    def segment_name(self) -> str:
+        """Of the segment that it has, or left behind. OSError when its run directory names none."""
+        return (self.raft_dir / "run" / "segment").read_text().strip()
+
+    @property
     def dsn(self) -> str:
         """How the tests connect."""
         return (
@@ -299,6 +304,17 @@ class Cluster:
         self.nodes += new
         return new
 
+    def newcomer(self, known: list[Node], *words: str, start: bool = True) -> Node:
+        """A node that waits to be added to the cluster of those it knows. `words` are more for its `init`."""
+        node = self.add(1)[0]
+        own = {"pgraft.node_id": str(node.node_id), "pgraft.address": node.address}
+        own["pgraft.port"] = str(node.raft_port)
+        words = ("--initial-cluster-state", "existing", *settings_words(own), *words)
+        node.init(self.initial_list(known), *words)
+        if start:
+            node.start()
+        return node
+
     def initial_list(self, nodes: list[Node] | None = None) -> str:
         """pgraft.initial_cluster of these nodes."""
         return ",".join(f"{n.name}={n.address}:{n.raft_port}" for n in nodes or self.nodes)
@@ -397,8 +413,7 @@ class Cluster:
 
     def _unlink_segment(self, node: Node) -> None:
         with contextlib.suppress(OSError):
-            name = (node.raft_dir / "run" / "segment").read_text().strip()
-            Path("/dev/shm", name).unlink()
+            Path("/dev/shm", node.segment_name).unlink()
 
 
 def make_template(major: int, at: Path) -> Path:

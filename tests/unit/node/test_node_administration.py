@@ -141,6 +141,13 @@ def replace_disk(node: SimNode) -> None:
     make_run_dir(node.config)
 
 
+def knows_disk_of(node: SimNode, other: SimNode) -> bool:
+    """Whether this node remembers the other one with the disk that it has."""
+    identity = load_identity(Path(other.config.data_dir))
+    assert identity is not None
+    return load_peers(Path(node.config.data_dir))[other.id] == identity.member_id
+
+
 @pytest.mark.parametrize("compacts", [False, True])
 def test_one_that_slept_while_a_learner_came_with_another_disk_believes_the_second(
     sim: Sim, compacts: bool
@@ -174,9 +181,7 @@ def test_one_that_slept_while_a_learner_came_with_another_disk_believes_the_seco
     sim.cut(sleeper.id, other.id)
     sim.wait(newcomer.replicate(b"by the newcomer"))
     assert sim.run(3 * ELECTION_MS, lambda: voters(sleeper) == (1, 2, 3, 4))
-    identity = load_identity(Path(newcomer.config.data_dir))
-    assert identity is not None
-    assert load_peers(Path(sleeper.config.data_dir))[4] == identity.member_id
+    assert knows_disk_of(sleeper, newcomer)
 
 
 def test_the_membership_tells_with_which_disk_a_node_votes(sim: Sim) -> None:
@@ -190,9 +195,7 @@ def test_the_membership_tells_with_which_disk_a_node_votes(sim: Sim) -> None:
     sim.cut(away.id, 4)
     away.start()
     sim.run(ELECTION_MS)
-    identity = load_identity(Path(newcomer.config.data_dir))
-    assert identity is not None
-    assert load_peers(Path(away.config.data_dir))[4] == identity.member_id
+    assert knows_disk_of(away, newcomer)
 
 
 def test_a_voter_that_was_removed_stays_barred_when_its_return_fails(sim: Sim) -> None:
