@@ -215,8 +215,8 @@ class Growth:
 
     def _quarter(self, name: str, number: int) -> list[Sample]:
         low, high = number * self.entries / 4, (number + 1) * self.entries / 4
-        found = [it for it in self.samples if it.name == name and (low <= it.entries <= high or number == 3)]
-        found = [it for it in found if it.entries >= low]
+        own = [it for it in self.samples if it.name == name]
+        found = [it for it in own if low <= it.entries and (it.entries <= high or number == 3)]
         if not found:
             raise BenchError(f"no sample of {name} in quarter {number + 1}: lower --every")
         return found

@@ -27,13 +27,12 @@ from pgraft.storage.format import (
     pack_segment_header,
 )
 from pgraft.storage.log_file import file_name
-from tests.fuzz.target import Taker, Target, noise
+from tests.fuzz.target import U64_MAX, Taker, Target, noise
 
 DIRECTORY_VARIABLE = "PGRAFT_FUZZ_DIRECTORY"
 SEGMENT_BYTES = 64 * 1024
 MARK, SALT = 0x11223344, 0x55667788
 _RECORD = struct.Struct("<IIIIIIQQQQQQQ")
-U64_MAX = 2**64 - 1
 
 
 @cache

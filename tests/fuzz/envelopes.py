@@ -81,5 +81,5 @@ _CHANGE = msgspec.msgpack.encode(ConfChange(0, 4, msgspec.msgpack.encode(("host"
 
 TARGETS = (
     Target("envelopes", envelopes, (envelope.encode(WHOLE), *noise(4, 60))),
-    Target("changes", changes, (b"\0" + _CHANGE, b"\1" + _CHANGE, *noise(4, 40)), 1024),
+    Target("changes", changes, (b"\0" + _CHANGE, b"\1" + _CHANGE, *noise(4, 40)), 8192),
 )

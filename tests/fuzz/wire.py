@@ -87,7 +87,7 @@ def hello() -> dict[str, object]:
         "initial_state": "new",
         "initial_members": "the list",
     }
-    return fields | {"initial_members": "the list", "formed": True, "address": "127.0.0.1", "port": 7002}
+    return fields | {"formed": True, "address": "127.0.0.1", "port": 7002}
 
 
 def welcome() -> dict[str, object]:

@@ -16,10 +16,11 @@ from pgraft.raft import InvariantViolation, StateType, VoteResult
 from pgraft.storage import StorageError
 from tests.simulation.checks import Checks, Violation
 from tests.simulation.clients import PAUSE_US, Client
-from tests.simulation.disk import Disks, Killed, installed
+from tests.simulation.disk import Disks, installed
 from tests.simulation.faults import Faults
 from tests.simulation.host import BOOTSTRAP, Envelope, Host
 from tests.simulation.profile import FAULTS, NETWORK_FAULTS, TICK_US, Profile, draw
+from tests.support.storage_disk import Killed
 
 LEADER = StateType.StateLeader
 SPIKE_US = 300_000

@@ -16,13 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pgraft.storage import entry_log, files
-from tests.support.storage_disk import Choice
+from tests.support.storage_disk import Choice, Killed
 
 _WRITE, _GROW, _CUT = range(3)
-
-
-class Killed(BaseException):
-    """The process dies before a call on its disk."""
 
 
 class File:

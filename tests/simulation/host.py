@@ -40,9 +40,9 @@ from pgraft.raft import (
     decode_conf_change,
 )
 from pgraft.raft.errors import ErrConfChange
-from pgraft.storage import StorageError, Store, open_store
+from pgraft.storage import Store, open_store
 from tests.simulation.disk import Disk
-from tests.simulation.machine import EMPTY, Machine
+from tests.simulation.machine import Machine
 from tests.simulation.profile import TICK_US
 
 if TYPE_CHECKING:
@@ -565,6 +565,3 @@ class Host:
         self.lease_end = end
         if end:
             self.checks.lease(self)
-
-
-__all__ = ["EMPTY", "Envelope", "Host", "StorageError"]

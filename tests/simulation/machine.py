@@ -13,7 +13,6 @@ from pgraft.raft import Entry
 
 State = tuple[int, ...]
 """The checksum, then for each client the number of its last command and the index that it first had."""
-EMPTY: State = (0,)
 
 
 class Machine:

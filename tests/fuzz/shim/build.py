@@ -49,7 +49,7 @@ def build(into: Path) -> Path:
         coverage = [] if source.stem in ("stubs", "text") else ["-fsanitize-coverage=trace-pc"]
         includes = [f"-I{include}", f"-I{SQL}", f"-I{HERE}"]
         _run(compiler, *FLAGS, *SANITIZE, *coverage, *includes, "-c", str(source), "-o", str(objects[-1]))
-    program = into / "shim-fuzzer"
+    program = into / PROGRAM
     _run(
         compiler,
         *FLAGS,
