@@ -76,7 +76,6 @@ def test_a_cluster_that_lost_its_majority_goes_on_from_one_survivor(template: Pa
         assert survivor.value("SELECT pgraft_replicate_entry('three again')") is True
         survivor.kill_everything()
         after = cluster.wait_leader(new)
-        after.execute("CREATE EXTENSION IF NOT EXISTS pgraft")
         assert after.value("SELECT pgraft_replicate_entry('two of three')") is True
         expected = [f"entry {number}" for number in range(ENTRIES)]
         assert [text for text in log_of(after) if text.startswith("entry")] == expected

@@ -23,13 +23,6 @@ def single(template: Path) -> Iterator[Cluster]:
         yield made
 
 
-def _newcomer(cluster: Cluster) -> Node:
-    """A node that waits to be added, with the extension."""
-    node = cluster.newcomer(cluster.nodes[:1])
-    node.execute("CREATE EXTENSION pgraft")
-    return node
-
-
 def _add(leader: Node, node: Node, notices: list[str] | None = None) -> bool:
     with leader.connect() as session:
         if notices is not None:
@@ -49,7 +42,7 @@ def test_a_single_node_grows_to_three_and_shrinks_again(single: Cluster) -> None
     for number in range(20):
         leader.value("SELECT pgraft_replicate_entry(%s)", f"alone {number}")
     for _ in range(2):
-        newcomer = _newcomer(single)
+        newcomer = single.newcomer(single.nodes[:1])
         assert newcomer.value("SELECT pgraft_get_worker_state()") == "initializing"
         notices: list[str] = []
         assert _add(leader, newcomer, notices)
@@ -81,7 +74,7 @@ def test_a_single_node_grows_to_three_and_shrinks_again(single: Cluster) -> None
 
 def test_the_leader_can_be_removed(single: Cluster) -> None:
     leader = single.wait_agreed()
-    others = [_newcomer(single), _newcomer(single)]
+    others = [single.newcomer(single.nodes[:1]), single.newcomer(single.nodes[:1])]
     for node in others:
         assert _add(leader, node)
     single.wait_agreed()
@@ -110,7 +103,7 @@ def test_a_newcomer_that_never_comes_leaves_the_cluster_as_it_was(single: Cluste
     assert _members(leader) == [1]
     assert leader.value("SELECT pgraft_replicate_entry('still alone')") is True
     # The id is free: a real newcomer may have it.
-    newcomer = _newcomer(single)
+    newcomer = single.newcomer(single.nodes[:1])
     assert _add(leader, newcomer)
 
 

@@ -93,6 +93,7 @@ def test_a_leader_lost_in_an_addition_a_dead_node_and_two_administrators(three: 
         )
         assert successor.value(learners) == 1
         late.start()
+        late.execute("CREATE EXTENSION pgraft")
         add(three, late)
         # The dead one is replaced: removed by one administrator, while another adds its successor.
         replacement = three.newcomer(three.nodes[:3])

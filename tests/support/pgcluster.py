@@ -305,7 +305,8 @@ class Cluster:
         return new
 
     def newcomer(self, known: list[Node], *words: str, start: bool = True) -> Node:
-        """A node that waits to be added to the cluster of those it knows. `words` are more for its `init`."""
+        """A node that waits to be added to the cluster of those it knows; started with the
+        extension, without which nobody can ask it once it leads. `words` are more for its `init`."""
         node = self.add(1)[0]
         own = {"pgraft.node_id": str(node.node_id), "pgraft.address": node.address}
         own["pgraft.port"] = str(node.raft_port)
@@ -313,6 +314,7 @@ class Cluster:
         node.init(self.initial_list(known), *words)
         if start:
             node.start()
+            node.execute("CREATE EXTENSION pgraft")
         return node
 
     def initial_list(self, nodes: list[Node] | None = None) -> str:
