@@ -87,6 +87,7 @@ class NetworkWorker:
         self._inbox = Inbox(segment.inbound_writer(), self._worker_bell.ring, self._on_stall)
         instance_id = int.from_bytes(os.urandom(8), "little") or 1
         self.hub = Hub(self._wire, self._inbox, config.node_id, config.address, config.port, instance_id)
+        self.hub.shared.directory.initial = {one.node_id: one.address for one in config.initial_cluster}
         for name in _COUNTERS:
             setattr(self._wire.counters, name, segment.network[name])
 

@@ -24,6 +24,8 @@ class Directory:
     first peer that comes with one, for the life of this process."""
 
     def __init__(self) -> None:
+        self.initial: dict[int, str] = {}
+        """Addresses by node id in this node's own pgraft.initial_cluster, until it is a member itself."""
         self.members: dict[int, PeerAddress] = {}
         self.removed: frozenset[int] = frozenset()
         self._learned: dict[int, int] = {}
@@ -36,6 +38,11 @@ class Directory:
                 self._learned.pop(node_id, None)
         self.members = members
         self.removed = removed
+
+    def address_of(self, node_id: int) -> str:
+        """Where that node is by our own knowledge, whatever it says about itself; empty for unknown."""
+        member = self.members.get(node_id)
+        return member.address if member is not None else self.initial.get(node_id, "")
 
     def is_removed(self, node_id: int) -> bool:
         """Whether this id was removed, and not added again."""

@@ -81,6 +81,9 @@ class Hub:
         """The worker published another membership; this node itself may be in it."""
         others = {member.node_id: member for member in members if member.node_id != self.shared.node_id}
         self.shared.directory.update(others, frozenset(removed))
+        if len(others) < len(members):
+            # A member itself: from here on nothing but the membership says where somebody is.
+            self.shared.directory.initial = {}
         self._resolver.keep_only({member.address for member in others.values()})
         for node_id in [node_id for node_id in self.peers if node_id not in others]:
             peer = self.peers.pop(node_id)

@@ -60,9 +60,7 @@ class IncomingSession(Session):
             return
         # The certificate first: what the hello says counts once it is known who says it.
         directory = self.shared.directory
-        member = directory.members.get(hello.node_id)
-        address = member.address if member is not None else hello.address
-        refusal = self.judge_certificate(hello.cluster_id, hello.node_id, address)
+        refusal = self.judge_certificate(hello.cluster_id, hello.node_id, directory.address_of(hello.node_id))
         refusal = refusal or handshake.judge_hello(hello, local, directory.remembered(hello.node_id))
         if refusal is not None:
             self.refuse(refusal)

@@ -121,7 +121,8 @@ class TlsContext:
         return Refusal(
             RefusalCode.CERTIFICATE,
             f"the certificate of node {claimed.node_id} does not name it: it has {names}",
-            f"Issue one with the subject alternative name URI:{claimed.uri} or with the node's address.",
+            f"Issue one with the subject alternative name URI:{claimed.uri}; the node's address serves"
+            " where the other side knows it as a member's.",
         )
 
 

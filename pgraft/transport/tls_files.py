@@ -45,7 +45,7 @@ class TlsFiles(NamedTuple):
 
 
 class Whom(NamedTuple):
-    """The node that a certificate has to name."""
+    """The node that a certificate has to name. `address`: empty where it is not known, and names nobody."""
 
     cluster_id: str
     node_id: int
@@ -67,7 +67,9 @@ class Names:
 
     def name(self, whom: Whom) -> bool:
         """Whether one of them is that node's URI, or a DNS name or IP address equal to its address."""
-        return whom.uri in self._by_kind.get("URI", ()) or self._name_address(whom.address)
+        return whom.uri in self._by_kind.get("URI", ()) or (
+            bool(whom.address) and self._name_address(whom.address)
+        )
 
     def _name_address(self, address: str) -> bool:
         try:

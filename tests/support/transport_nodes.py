@@ -73,12 +73,17 @@ class Node:
         self._ears_poll.register(self.ears.fd, select.POLLIN)
         self._members = MembersWriter(self.segment)
 
+    @property
+    def member(self) -> Member:
+        """Its item in pgraft.initial_cluster."""
+        return Member(self.node_id, f"node{self.node_id}", "127.0.0.1", self.port)
+
     def config(self) -> NodeConfig:
         fields: dict[str, object] = {
             "name": f"node{self.node_id}",
             "node_id": self.node_id,
             "cluster_id": "test",
-            "initial_cluster": (Member(self.node_id, f"node{self.node_id}", "127.0.0.1", self.port),),
+            "initial_cluster": (self.member,),
             "initial_cluster_state": "new",
             "address": "127.0.0.1",
             "port": self.port,

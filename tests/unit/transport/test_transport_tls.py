@@ -100,6 +100,38 @@ def test_an_address_in_the_certificate_names_the_node_as_well(
     world.run(lambda: one.counters.connections == 2 == two.counters.connections)
 
 
+def test_what_a_stranger_says_of_its_address_names_nobody(
+    world: World, files: Callable[[str], TlsFiles]
+) -> None:
+    """Else any certificate with any address in it would be any node that is no member (yet)."""
+    one, two = secure(world.node(1), files("node1")), secure(world.node(2), files("by-address"))
+    one.identify().members(one)
+    two.identify().members(one, two)
+    world.run(lambda: RefusalCode.CERTIFICATE in two.refusals(1))
+    assert one.counters.connections == 0
+    # Once it is a member here, its address is one that we know.
+    one.members(one, two)
+    world.run(lambda: one.counters.connections == 2 == two.counters.connections)
+
+
+def test_a_newcomer_knows_addresses_by_its_own_initial_cluster(
+    world: World, files: Callable[[str], TlsFiles]
+) -> None:
+    """Until it is a member, and for the node whose place in the list it is."""
+    one, two = secure(world.node(1), files("node1")), secure(world.node(2), files("by-address"))
+    one.hub.shared.directory.initial = {1: "127.0.0.1", 3: "127.0.0.1"}
+    one.identify()
+    two.identify().members(one, two)
+    world.run(lambda: RefusalCode.CERTIFICATE in two.refusals(1))
+    one.hub.shared.directory.initial = {2: "127.0.0.1"}
+    world.run(lambda: one.counters.connections == 1 == two.counters.connections)
+    one.members(one)
+    one.hub.incoming[2][0].on_lost("let it come again")
+    seen = two.refusals(1).count(RefusalCode.CERTIFICATE)
+    world.run(lambda: two.refusals(1).count(RefusalCode.CERTIFICATE) > seen)
+    assert one.counters.connections == 0
+
+
 @pytest.mark.parametrize("name", ["by-name", "other-cluster", "node1"])
 def test_a_certificate_of_somebody_else(
     world: World, files: Callable[[str], TlsFiles], name: str, capfd: pytest.CaptureFixture[str]
@@ -422,6 +454,19 @@ def test_certificates_are_reloaded_and_connections_stay(
     one.send(2, b"still")
     two.wait_for(RecordKind.MESSAGE, 1, b"still")
     assert two.word("connects") == 1
+
+
+def test_a_waiting_newcomer_takes_addresses_from_its_settings(
+    cluster: Cluster, files: Callable[[str], TlsFiles]
+) -> None:
+    one, two = cluster.nodes(2)
+    one.settings = settings(files("node1")) | {"initial_cluster": tuple(node.member for node in (one, two))}
+    two.settings = settings(files("by-address"))
+    for node in (one, two):
+        node.start()
+        node.identify()
+    two.members([one, two])
+    one.wait_for(RecordKind.PEER_HELLO, 2)
 
 
 def test_a_key_that_others_can_read_stops_the_start(
