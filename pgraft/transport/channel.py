@@ -21,11 +21,16 @@ class Channel(Protocol):
 
     greedy: bool
     """Whether readable data can wait inside the channel, where epoll does not see it."""
-    wants_read: bool
-    """Whether sending can go on only after something was received (a TLS handshake)."""
+    shake_writes: bool
+    """Whether `shake` goes on when the socket takes bytes, rather than when some come."""
 
     def fileno(self) -> int:
         """The descriptor to watch."""
+        ...
+
+    def shake(self) -> None:
+        """Do, or go on with, what comes before the first frame of either side (a TLS handshake). Raises
+        BlockingIOError, OSError, RemoteViolation."""
         ...
 
     def recv_into(self, room: memoryview) -> int:
@@ -48,17 +53,20 @@ class Channel(Protocol):
 class PlainChannel:
     """TCP as it is."""
 
-    __slots__ = ("_sock", "greedy", "recv_into", "wants_read")
+    __slots__ = ("_sock", "greedy", "recv_into", "shake_writes")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.greedy = False
-        self.wants_read = False
+        self.shake_writes = False
         self.recv_into = sock.recv_into
 
     def fileno(self) -> int:
         """The descriptor to watch."""
         return self._sock.fileno()
+
+    def shake(self) -> None:
+        """Nothing comes before the first frame."""
 
     def send(self, parts: Sequence[Buffer], size: int) -> int:
         """Small batches go as one buffer, large ones as a vector without a copy."""

@@ -30,6 +30,10 @@ _NOTHING = memoryview(b"")
 class Owner(Protocol):
     """Who is told what happens to a connection. All may close it."""
 
+    def on_shaken(self) -> None:
+        """What comes before the first frame is done: frames may go out."""
+        ...
+
     def on_frames(self, frames: list[Frame]) -> None:
         """Frames have come; their payloads are valid during the call only. May raise RemoteViolation."""
         ...
@@ -88,7 +92,8 @@ class Wire:
 
 
 class Connection:
-    """Created watching for input."""
+    """Created watching for input. Its first event, or who made it, lets the channel shake hands: before that
+    nothing may be sent."""
 
     __slots__ = (
         "_channel",
@@ -99,6 +104,7 @@ class Connection:
         "_owner",
         "_paused",
         "_queue",
+        "_shaken",
         "_version",
         "_watched",
         "_wire",
@@ -114,6 +120,7 @@ class Connection:
         self._queue: deque[Buffer] = deque()
         self.queued_bytes = 0
         self._version = PROTOCOL_VERSION
+        self._shaken = False
         self._handshaking = True
         self._paused = False
         self._finishing = False
@@ -123,6 +130,24 @@ class Connection:
         self._update()
 
     # --- life -----------------------------------------------------------------------------------
+
+    def shake(self) -> bool:
+        """Go on with the channel's own handshake; whether it is done and frames can go."""
+        try:
+            self._channel.shake()
+        except BlockingIOError:
+            self._update()
+            return False
+        except OSError as error:
+            self._owner.on_lost(error.strerror or str(error))
+            return False
+        except RemoteViolation as violation:
+            self._owner.on_violation(violation)
+            return False
+        self._shaken = True
+        self._update()
+        self._owner.on_shaken()
+        return not self.closed
 
     def established(self, version: int) -> None:
         """The handshake is over."""
@@ -164,8 +189,10 @@ class Connection:
         and again, so the descriptor leaves it."""
         if self.closed:
             return
-        writes = bool(self._queue) and not self._channel.wants_read
-        wanted = (READ if self._channel.wants_read or not self._paused else 0) | (WRITE if writes else 0)
+        if self._shaken:
+            wanted = (0 if self._paused else READ) | (WRITE if self._queue else 0)
+        else:
+            wanted = WRITE if self._channel.shake_writes else READ
         if wanted == self._watched:
             return
         loop = self._wire.loop
@@ -178,12 +205,12 @@ class Connection:
         self._watched = wanted
 
     def _handle(self, happened: int) -> None:
+        if not self._shaken and not self.shake():
+            return
         if happened & WRITE and self._queue:
             self._flush()
         if happened & ~WRITE and not self._paused and not self.closed:
             self._receive()
-            if self._channel.wants_read and self._queue:
-                self._flush()
 
     # --- in -------------------------------------------------------------------------------------
 

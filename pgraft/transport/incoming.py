@@ -48,6 +48,9 @@ class IncomingSession(Session):
         self.hello: Hello | None = None
         super().__init__(hub.shared, channel, at)
 
+    def on_shaken(self) -> None:
+        """The other side has the first word."""
+
     def on_handshake(self, kind: int, payload: memoryview) -> None:
         """A hello; anything after it, before we answered, is out of order."""
         if kind != FrameType.HELLO or self.hello is not None:

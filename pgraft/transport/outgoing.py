@@ -46,10 +46,19 @@ class OutgoingSession(Session):
         self._peer = peer
         super().__init__(shared, channel, at)
 
-    def greet(self, local: handshake.Local) -> None:
-        """Say who we are and whom we expect."""
-        hello = local.hello(self._peer.node_id)
-        self.connection.send_frame(FrameType.HELLO, handshake.encode(hello))
+    def on_shaken(self) -> None:
+        """Say who we are and whom we expect; but to nobody whose certificate names another, and nothing that
+        it says counts, not even a refusal."""
+        peer, local = self._peer, self.shared.local
+        if local is None:
+            peer.on_failed(self, "this node is not ready")
+            return
+        refusal = self.judge_certificate(local.identity.cluster_id, peer.node_id, peer.address)
+        if refusal is not None:
+            self.complain(refusal, peer.node_id)
+            peer.on_refusal(self, refusal.code)
+            return
+        self.connection.send_frame(FrameType.HELLO, handshake.encode(local.hello(peer.node_id)))
 
     def on_handshake(self, kind: int, payload: memoryview) -> None:
         """The answer to our hello."""
@@ -70,8 +79,7 @@ class OutgoingSession(Session):
             return
         expected = self._peer.node_id
         remembered = self.shared.directory.remembered(expected)
-        refusal = self.judge_certificate(welcome.cluster_id, welcome.node_id, self._peer.address)
-        refusal = refusal or handshake.judge_welcome(welcome, local, expected, remembered)
+        refusal = handshake.judge_welcome(welcome, local, expected, remembered)
         if refusal is not None:
             self.complain(refusal, expected)
             self.say_refused(refusal)
@@ -245,11 +253,6 @@ class Peer:
 
     def _greet(self, sock: socket.socket, at: str) -> None:
         shared = self._shared
-        local = shared.local
-        if local is None:
-            sock.close()
-            self.state = PeerState.IDLE
-            return
         self._set_timer(HANDSHAKE_TIMEOUT_MS, "no complete handshake in time")
         self.state = PeerState.GREETING
         try:
@@ -261,7 +264,7 @@ class Peer:
             self._failed(error.strerror or str(error))
             return
         self.session = OutgoingSession(shared, channel, at, self)
-        self.session.greet(local)
+        self.session.connection.shake()
 
     # --- what comes of it ---------------------------------------------------------------------------
 

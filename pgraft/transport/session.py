@@ -85,6 +85,10 @@ class Session(ABC):
     # --- what subclasses say ----------------------------------------------------------------------
 
     @abstractmethod
+    def on_shaken(self) -> None:
+        """Frames may go out now."""
+
+    @abstractmethod
     def on_handshake(self, kind: int, payload: memoryview) -> None:
         """A frame before `establish`. Raises RemoteViolation."""
 

@@ -7,6 +7,7 @@ to that member's address.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Sequence
@@ -27,18 +28,33 @@ _OLD_TLS = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "V
 
 
 class TlsChannel:
-    """A Channel with TLS. Its handshake happens inside the first sends and receives."""
+    """A Channel with TLS."""
 
-    __slots__ = ("_sock", "greedy", "wants_read")
+    __slots__ = ("_sock", "greedy", "shake_writes")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock
         self.greedy = False
-        self.wants_read = False
+        self.shake_writes = False
 
     def fileno(self) -> int:
         """The descriptor to watch."""
         return self._sock.fileno()
+
+    def shake(self) -> None:
+        """A step of the handshake. When it is done, the other side's certificate can be judged."""
+        self.shake_writes = False
+        try:
+            self._sock.do_handshake()
+        except ssl.SSLWantReadError as error:
+            raise BlockingIOError from error
+        except ssl.SSLWantWriteError as error:
+            self.shake_writes = True
+            raise BlockingIOError from error
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise ConnectionError(errno.ECONNRESET, "closed by the other side") from error
+        except ssl.SSLError as error:
+            raise _violation(error) from error
 
     def recv_into(self, room: memoryview) -> int:
         """Decrypted bytes; an end without a close_notify counts as an end. Raises RemoteViolation, too."""
@@ -58,13 +74,9 @@ class TlsChannel:
     def send(self, parts: Sequence[Buffer], size: int) -> int:
         """Encrypt and send a part of it as one buffer. After "would block", OpenSSL wants to see the
         same bytes again, perhaps with more behind them: a queue's beginning is just that."""
-        self.wants_read = False
         try:
             return self._sock.send(_joined(parts))
-        except ssl.SSLWantReadError as error:
-            self.wants_read = True
-            raise BlockingIOError from error
-        except ssl.SSLWantWriteError as error:
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             raise BlockingIOError from error
         except ssl.SSLError as error:
             raise OSError(error.errno, f"TLS: {reason(error)}") from error

@@ -194,12 +194,15 @@ class ScriptedChannel:
         self._pieces = pieces
         self._fd = os.eventfd(0, os.EFD_CLOEXEC)
         self.greedy = False
-        self.wants_read = False
+        self.shake_writes = False
         self.sent = bytearray()
         self.closed = False
 
     def fileno(self) -> int:
         return self._fd
+
+    def shake(self) -> None:
+        """Nothing comes before the first frame."""
 
     def recv_into(self, room: memoryview) -> int:
         if not self._pieces:
@@ -301,7 +304,7 @@ def outgoing_session(data: bytes) -> None:
         peer = Peer(of.shared, resolver(), MEMBER, lambda _: None, lambda _peer, _session: None)
         peer.state = PeerState.GREETING
         session = peer.session = OutgoingSession(of.shared, channel, "9.9.9.9:9", peer)
-        session.greet(LOCAL)
+        session.connection.shake()
         run_session(session, channel)
         if session.who is not None and (session.who.node_id, session.who.member_id) != (2, 88):
             raise AssertionError("another one was taken for node 2")

@@ -34,6 +34,9 @@ class Ear:
     def __init__(self) -> None:
         self.lost = ""
 
+    def on_shaken(self) -> None:
+        """Nothing to do."""
+
     def on_frames(self, frames: list[Frame]) -> None:
         raise AssertionError(frames)
 
@@ -56,6 +59,7 @@ def ends() -> Iterator[Ends]:
     channel = Miser(ours)
     channel.chance = random.Random(1)
     connection = Connection(Wire(loop), channel, ear)
+    connection.shake()
     connection.established(PROTOCOL_VERSION)
     yield loop, connection, theirs, ear
     connection.close()

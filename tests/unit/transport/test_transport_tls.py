@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -11,14 +12,16 @@ import ssl
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pgraft.network_worker import EXIT_CONFIG
+from pgraft.transport.directory import PeerAddress
 from pgraft.transport.framing import FrameType, encode_frame
-from pgraft.transport.handshake import encode
+from pgraft.transport.handshake import Refused, encode
 from pgraft.transport.outgoing import PeerState
 from pgraft.transport.records import RecordKind, RefusalCode
 from pgraft.transport.tls import TlsContext
@@ -152,6 +155,41 @@ def test_the_connecting_side_wants_the_right_certificate_too(
     two.identify().members(two)
     world.run(lambda: one.counters.refused > 0)
     assert one.counters.connections == 0
+
+
+def test_a_server_with_another_certificate_hears_nothing_and_is_not_believed(
+    world: World, files: Callable[[str], TlsFiles], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a node that was removed, and says so of everybody at an address that is its own now."""
+    one, rogue = secure(world.node(1), files("node1")).identify(), files("by-name")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(rogue.cert, rogue.key)
+    word = encode(Refused(code=RefusalCode.REMOVED, text="go away", node_id=2))
+    heard = list[bytes]()
+
+    def serve() -> None:
+        """Take its connection, refuse it before it has said a word, and listen."""
+        plain, _ = listener.accept()
+        with plain, context.wrap_socket(plain, server_side=True) as sock:
+            sock.settimeout(WAIT_S)
+            with contextlib.suppress(OSError):
+                sock.sendall(encode_frame(FrameType.REFUSED, word))
+            try:
+                heard.append(sock.recv(65536))
+            except OSError:
+                heard.append(b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT_S)
+        serving = threading.Thread(target=serve)
+        serving.start()
+        one.members(one, PeerAddress(2, "127.0.0.1", listener.getsockname()[1]))
+        world.run(lambda: bool(heard))
+        serving.join()
+    assert heard == [b""]
+    assert one.refusals(2) == []
+    assert one.counters.refused == 1
+    assert "does not name it" in capfd.readouterr().err
 
 
 def test_a_foreign_authority_gets_no_further_than_tls(
