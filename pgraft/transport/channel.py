@@ -20,7 +20,7 @@ class Channel(Protocol):
     """What a connection needs of its socket."""
 
     greedy: bool
-    """Whether readable data can wait inside the channel, where epoll does not see it."""
+    """Whether there is probably more to read at once; epoll tells of it otherwise."""
     shake_writes: bool
     """Whether `shake` goes on when the socket takes bytes, rather than when some come."""
 

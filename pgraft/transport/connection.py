@@ -153,6 +153,7 @@ class Connection:
         """The handshake is over."""
         self._version = version
         self._handshaking = False
+        self._wire.loop.trust(self._fd)
         self._decoder.established(version)
 
     def pause(self) -> None:
@@ -199,7 +200,7 @@ class Connection:
         if not wanted:
             loop.forget(self._fd)
         elif not self._watched:
-            loop.watch(self._fd, wanted, self._handle)
+            loop.watch(self._fd, wanted, self._handle, stranger=self._handshaking)
         else:
             loop.change(self._fd, wanted)
         self._watched = wanted
@@ -216,7 +217,8 @@ class Connection:
 
     def _receive(self) -> None:
         scratch = self._wire.scratch
-        while True:
+        left = len(scratch)
+        while left > 0:
             try:
                 count = self._channel.recv_into(scratch)
             except BlockingIOError:
@@ -234,6 +236,7 @@ class Connection:
                 self._take(scratch[:count])
             if not self._channel.greedy or self.closed or self._paused:
                 return
+            left -= count  # who never stops sending does not keep the others waiting
 
     def _take(self, data: memoryview) -> None:
         counters = self._wire.counters

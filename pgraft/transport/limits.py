@@ -36,6 +36,9 @@ PENDING_PER_ADDRESS_MAX = 128
 """Of those, from one address. When full the oldest goes: a true peer greets at once."""
 ACCEPTS_PER_WAKE = 16
 """A flood of connections gets this much of each turn of the loop, messages come after it."""
+STRANGERS_TURN_MS = 2
+"""Of one turn of the loop, for all connections whose handshake is not over: after this, and the step that is
+under way, messages come again. A TLS handshake costs 1 ms with an EC key, 11 ms with RSA-4096."""
 ACCEPT_PAUSE_MS = 100
 """Pause of accepting when the process is out of file descriptors."""
 LISTEN_BACKLOG = 1024

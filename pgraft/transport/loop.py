@@ -10,6 +10,8 @@ import select
 import time
 from collections.abc import Callable, Hashable
 
+from pgraft.transport.limits import STRANGERS_TURN_MS
+
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 _EVENTS_MAX = 256
@@ -64,12 +66,20 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._strangers: set[int] = set()
         self.timers = Timers()
 
-    def watch(self, fd: int, events: int, handler: Handler) -> None:
-        """Call `handler` when one of `events` is there (errors and hang-ups always are reported)."""
+    def watch(self, fd: int, events: int, handler: Handler, *, stranger: bool = False) -> None:
+        """Call `handler` when one of `events` is there (errors and hang-ups always are reported); of a
+        `stranger` after all others, and in a later turn when this one has no time left."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        if stranger:
+            self._strangers.add(fd)
+
+    def trust(self, fd: int) -> None:
+        """No stranger any more."""
+        self._strangers.discard(fd)
 
     def change(self, fd: int, events: int) -> None:
         """Watch other events of a watched descriptor."""
@@ -79,6 +89,7 @@ class Loop:
         """Stop watching; before the descriptor is closed. Not watched: nothing done."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            self._strangers.discard(fd)
 
     def wait_s(self) -> float:
         """Seconds to the next deadline, -1 when there is none (what epoll takes)."""
@@ -92,18 +103,34 @@ class Loop:
         return self._epoll.poll(timeout_s, _EVENTS_MAX)
 
     def dispatch(self, events: list[tuple[int, int]]) -> None:
-        """Call the handlers of `events`, then the timers that are due."""
-        handlers = self._handlers
+        """Call the handlers of `events`, those of strangers last; then the timers that are due."""
+        handlers, strangers = self._handlers, self._strangers
+        late: list[tuple[int, int]] = []
         for fd, happened in events:
+            if fd in strangers:
+                late.append((fd, happened))
+                continue
             # A handler before this one may have closed the descriptor.
             handler = handlers.get(fd)
             if handler is not None:
                 handler(happened)
+        if late:
+            self._serve_strangers(late)
         due = self.timers.next_ns
         if due:
             now = now_ns()
             if now >= due:
                 self.timers.run(now)
+
+    def _serve_strangers(self, events: list[tuple[int, int]]) -> None:
+        """One at least, more while there is time. epoll tells again of those that are left, and in turn."""
+        until = now_ns() + STRANGERS_TURN_MS * 1_000_000
+        for fd, happened in events:
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler(happened)
+                if now_ns() >= until:
+                    return
 
     def close(self) -> None:
         """Close the epoll descriptor; watched ones stay open."""

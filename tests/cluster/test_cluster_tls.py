@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -18,13 +19,14 @@ import psutil
 import pytest
 
 from pgraft.transport.framing import FrameType, encode_frame
+from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX
 from pgraft.transport.records import RefusalCode
 from pgraft.transport.tls_files import TlsFiles
 from pgraft_launcher.certificates import Authority, ensure, files_of, node_uri
 from tests.support import pgcluster
 from tests.support.certificates import Maker, replace
 from tests.support.pgcluster import Cluster, Node, eventually
-from tests.support.wire_client import client_context, dialogue
+from tests.support.wire_client import client_context, client_hello, dialogue
 
 pytestmark = pytest.mark.cluster
 
@@ -282,6 +284,26 @@ def test_a_node_with_another_nodes_certificate_does_not_start(cluster: Cluster, 
     assert "must not be open to others: mode 0640" in node.start("-o", options, ok=False).stderr
     node.start()
     cluster.wait_agreed()
+
+
+def test_a_flood_of_handshakes(cluster: Cluster, undisturbed: Node) -> None:
+    """Bursts of TLS handshakes at every node, none of which goes on; `undisturbed` looks at the leader."""
+    hello = client_hello()
+    leader = cluster.wait_agreed()
+    with leader.connect() as session:
+        for _ in range(5):
+            with contextlib.ExitStack() as stack:
+                strangers = [
+                    stack.enter_context(socket.create_connection(("127.0.0.1", node.raft_port), 30))
+                    for node in cluster.nodes
+                    for _ in range(PENDING_PER_ADDRESS_MAX)
+                ]
+                for sock in strangers:
+                    with contextlib.suppress(ConnectionError):
+                        sock.sendall(hello)
+                row = session.execute("SELECT pgraft_replicate_entry('through the flood')").fetchone()
+                assert row == (True,)
+                assert strangers[-1].recv(1), "it is answered at last"
 
 
 def test_raw_sockets_get_nowhere(cluster: Cluster, undisturbed: Node) -> None:

@@ -33,6 +33,16 @@ def client_context(files: TlsFiles | None = None, *, trust: Path | None = None) 
     return context
 
 
+def client_hello() -> bytes:
+    """The first flight of somebody who speaks TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    there = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), there).do_handshake()
+    return there.read()
+
+
 class Dialogue:
     """One connection."""
 

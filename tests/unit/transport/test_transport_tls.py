@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import select
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from pgraft.network_worker import EXIT_CONFIG
 from pgraft.transport.directory import PeerAddress
 from pgraft.transport.framing import FrameType, encode_frame
 from pgraft.transport.handshake import Refused, encode
+from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX
 from pgraft.transport.outgoing import PeerState
 from pgraft.transport.records import RecordKind, RefusalCode
 from pgraft.transport.tls import TlsContext
@@ -29,6 +31,7 @@ from pgraft.transport.tls_files import CertificateOutOfDate, TlsFiles, TlsFilesW
 from tests.support.certificates import Maker
 from tests.support.transport_hubs import HubNode, World, hello_of
 from tests.support.transport_nodes import WAIT_S, Cluster, Node, connect_all
+from tests.support.wire_client import client_hello
 
 CERTS = Path(__file__).parent / "certs"
 
@@ -287,6 +290,31 @@ def test_the_log_of_refused_certificates_is_bounded(
         world.run(shaken)
         world.run(lambda number=number: one.counters.refused == number)  # type: ignore[misc]
     assert capfd.readouterr().err.count("its certificate is refused") == 1
+
+
+def test_messages_do_not_wait_for_a_flood_of_handshakes(
+    world: World, files: Callable[[str], TlsFiles]
+) -> None:
+    """Each turn serves those who are let in, and then some of the strangers."""
+    one, two = secure(world.node(1), files("node1")), secure(world.node(2), files("node2"))
+    for node in (one, two):
+        node.identify().members(one, two)
+    world.run(lambda: one.counters.connections == 2 == two.counters.connections)
+    strangers = [world.stranger(one).sock for _ in range(PENDING_PER_ADDRESS_MAX)]
+    world.run(lambda: one.counters.pending == len(strangers))
+    for sock in strangers:
+        sock.sendall(client_hello())
+    unanswered, turns = set(strangers), 0
+    while unanswered:
+        body = b"message %d" % turns
+        two.hub.send(1, [body])
+        one.loop.dispatch(one.loop.poll(WAIT_S))
+        assert one.got(RecordKind.MESSAGE, 2)[-1:] == [body]
+        answered = select.select(list(unanswered), [], [], 0)[0]
+        assert len(answered) < len(strangers) / 2
+        unanswered.difference_update(answered)
+        turns += 1
+    assert one.counters.pending == len(strangers)
 
 
 def test_without_a_certificate_and_without_tls(world: World, files: Callable[[str], TlsFiles]) -> None:
