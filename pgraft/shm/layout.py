@@ -83,8 +83,8 @@ NETWORK_WORDS = _number(
     " pending crowded_out timed_out"
 )
 """What came in and was not taken: `refused` handshakes got a reason, `malformed` connections broke the
-protocol, `crowded_out` ones made room for newer ones, `timed_out` ones said no hello in time. `pending` ones
-have not finished theirs. In WORKER: `messages_malformed` could not be read, `messages_absurd` could not be
+protocol, `crowded_out` ones made room for newer ones, `timed_out` ones said no hello in time, or did not end
+a frame. `pending` ones have not finished theirs. In WORKER: `messages_malformed` could not be read, `messages_absurd` could not be
 true (node/door.py), `messages_refused` came from or went to somebody else."""
 STATUS_OFFSET = 3 * PAGE_BYTES
 

@@ -20,8 +20,8 @@ from pgraft.transport.framing import (
     encode_frame,
     frame_header,
 )
-from pgraft.transport.limits import RECEIVE_BYTES, SEND_BUFFERS_MAX, SEND_QUEUE_BYTES_MAX
-from pgraft.transport.loop import READ, WRITE, Loop
+from pgraft.transport.limits import FRAME_TIMEOUT_MS, RECEIVE_BYTES, SEND_BUFFERS_MAX, SEND_QUEUE_BYTES_MAX
+from pgraft.transport.loop import READ, WRITE, Loop, now_ns
 
 _MESSAGE = int(FrameType.MESSAGE)
 _NOTHING = memoryview(b"")
@@ -36,6 +36,14 @@ class Owner(Protocol):
 
     def on_frames(self, frames: list[Frame]) -> None:
         """Frames have come; their payloads are valid during the call only. May raise RemoteViolation."""
+        ...
+
+    def on_unfinished(self) -> None:
+        """Bytes of a frame have come that is not whole yet."""
+        ...
+
+    def on_overdue(self) -> None:
+        """A frame that began to come was not finished in time. Close it."""
         ...
 
     def on_lost(self, reason: str) -> None:
@@ -110,6 +118,7 @@ class Connection:
         "_wire",
         "closed",
         "queued_bytes",
+        "unfinished_since",
     )
 
     def __init__(self, wire: Wire, channel: Channel, owner: Owner) -> None:
@@ -119,6 +128,8 @@ class Connection:
         self._decoder = FrameDecoder()
         self._queue: deque[Buffer] = deque()
         self.queued_bytes = 0
+        self.unfinished_since = 0
+        """When the frame that is not whole yet began to come; 0 while there is none."""
         self._version = PROTOCOL_VERSION
         self._shaken = False
         self._handshaking = True
@@ -159,11 +170,13 @@ class Connection:
     def pause(self) -> None:
         """Stop reading: TCP holds the sender back."""
         self._paused = True
+        self._time_frame(anew=False)
         self._update()
 
     def resume(self) -> None:
         """Read again."""
         self._paused = False
+        self._time_frame(anew=False)
         self._update()
 
     def finish(self) -> None:
@@ -171,6 +184,7 @@ class Connection:
         close: closing with unread input would throw away what was just sent."""
         self._finishing = True
         self._paused = False
+        self._time_frame(anew=False)
         if not self._queue:
             self._channel.end_writing()
         self._update()
@@ -180,6 +194,7 @@ class Connection:
         if self.closed:
             return
         self.closed = True
+        self._time_frame(anew=False)
         self._wire.loop.forget(self._fd)
         self._queue.clear()
         self.queued_bytes = 0
@@ -242,17 +257,41 @@ class Connection:
         counters = self._wire.counters
         counters.bytes_in += len(data)
         handshaking = self._handshaking
+        some = False
         try:
             frames = self._decoder.feed(data)
             while frames:
+                some = True
                 counters.frames_in += len(frames)
                 self._owner.on_frames(frames)
                 if not handshaking or self.closed or self._finishing:
-                    return
+                    break
                 handshaking = self._handshaking
                 frames = self._decoder.feed(_NOTHING)
         except RemoteViolation as violation:
             self._owner.on_violation(violation)
+            return
+        if self.held_bytes or self.unfinished_since:
+            self._time_frame(anew=some)
+            if self.unfinished_since:
+                self._owner.on_unfinished()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the frame that is not whole yet."""
+        return self._decoder.held_bytes
+
+    def _time_frame(self, *, anew: bool) -> None:
+        """Give the frame that is not whole yet its time, or go on with the time that it has. Of no one whom
+        we do not read: that is not the sender's fault. During the handshake its own time counts."""
+        deaf = self.closed or self._finishing or self._paused or self._handshaking
+        if deaf or not self.held_bytes:
+            if self.unfinished_since:
+                self.unfinished_since = 0
+                self._wire.loop.timers.cancel(("frame", self))
+        elif anew or not self.unfinished_since:
+            self.unfinished_since = now_ns()
+            self._wire.loop.timers.set(("frame", self), FRAME_TIMEOUT_MS, self._owner.on_overdue)
 
     # --- out ------------------------------------------------------------------------------------
 

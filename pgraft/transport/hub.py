@@ -21,6 +21,7 @@ from pgraft.transport.limits import (
     CONNECT_TIMEOUT_MS_MIN,
     INCOMING_MAX,
     PROBE_MS_MAX,
+    STRANGERS_HELD_BYTES_MAX,
     UNKNOWN_PEERS_MAX,
 )
 from pgraft.transport.outgoing import OutgoingSession, Peer, PeerState
@@ -196,6 +197,25 @@ class Hub:
         peer = self.peers.get(node_id)
         if peer is not None:
             peer.hurry()
+
+    def bound_strangers(self) -> None:
+        """While unfinished frames of nodes that are no members hold too much, the oldest goes: who sends
+        to be heard is done soon."""
+        members = self.shared.directory.members
+        holding = [
+            session
+            for node_id, sessions in self.incoming.items()
+            if node_id not in members
+            for session in sessions
+            if session.connection.unfinished_since
+        ]
+        holding.sort(key=lambda session: session.connection.unfinished_since, reverse=True)
+        held = sum(session.connection.held_bytes for session in holding)
+        while held > STRANGERS_HELD_BYTES_MAX:
+            oldest = holding.pop()
+            held -= oldest.connection.held_bytes
+            self.shared.wire.counters.crowded_out += 1
+            oldest.give_up("made room for frames of others that are no members either")
 
     def on_incoming_ended(self, session: IncomingSession) -> None:
         """It is gone, or refused."""

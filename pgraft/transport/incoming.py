@@ -95,6 +95,11 @@ class IncomingSession(Session):
         self._lobby.enter(self, LINGER_MS)
         self._hub.on_incoming_ended(self)
 
+    def on_unfinished(self) -> None:
+        """What all strangers together may hold is bounded."""
+        if self.who is not None and self.who.node_id not in self.shared.directory.members:
+            self._hub.bound_strangers()
+
     def on_refused(self, refused: Refused) -> None:
         """It did not like our welcome, or does not want us any more: its own line says why."""
         node_id = self.hello.node_id if self.hello is not None else 0

@@ -6,6 +6,10 @@ FRAME_BYTES_MAX = 2 * 1024 * 1024 - 64
 """Payload of one frame: with its prefix and header it fills at most half of a 4 MiB ring."""
 HANDSHAKE_BYTES_MAX = 64 * 1024
 """Payload of a frame before the sender is known: 64 members with long addresses fit."""
+FRAME_TIMEOUT_MS = 30_000
+"""From the first bytes of a frame to its last, once somebody is let in: the largest at 70 kB/s."""
+STRANGERS_HELD_BYTES_MAX = 8 * 1024 * 1024
+"""Of unfinished frames of all nodes together that are no members here (yet). When more, the oldest goes."""
 RECEIVE_BYTES = 256 * 1024
 """Room of the one buffer that all connections of the process receive into."""
 SEND_QUEUE_BYTES_MAX = 4 * 1024 * 1024

@@ -105,6 +105,9 @@ class OutgoingSession(Session):
             )
         peer.on_refusal(self, refused.code)
 
+    def on_unfinished(self) -> None:
+        """Members may: they are few."""
+
     def on_lost(self, reason: str) -> None:
         """Closed or broken."""
         self._peer.on_failed(self, reason)

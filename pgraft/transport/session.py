@@ -97,6 +97,10 @@ class Session(ABC):
         """The other side does not let us in, or not any more."""
 
     @abstractmethod
+    def on_unfinished(self) -> None:
+        """Bytes of a frame have come that is not whole yet."""
+
+    @abstractmethod
     def on_lost(self, reason: str) -> None:
         """The connection is gone; end the session."""
 
@@ -181,6 +185,22 @@ class Session(ABC):
             detail=f"Reason: {name}.",
             hint=refusal.hint,
         )
+
+    def on_overdue(self) -> None:
+        """Slower than any link that a cluster could work with, or somebody who wants our memory."""
+        self.shared.wire.counters.timed_out += 1
+        self.give_up("a frame was not finished in time")
+
+    def give_up(self, why: str) -> None:
+        """Close an established session that takes too much."""
+        if self.who is not None:
+            node_id = self.who.node_id
+            self.shared.complaints.log(
+                ("gave up", node_id, why),
+                "LOG",
+                f"closed the connection with node {node_id} at {self.at}: {why}",
+            )
+        self.on_lost(why)
 
     def on_violation(self, violation: RemoteViolation) -> None:
         """The peer broke the protocol, or has no right to speak it: say so, count it, close."""

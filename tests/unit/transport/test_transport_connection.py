@@ -40,6 +40,12 @@ class Ear:
     def on_frames(self, frames: list[Frame]) -> None:
         raise AssertionError(frames)
 
+    def on_unfinished(self) -> None:
+        raise AssertionError
+
+    def on_overdue(self) -> None:
+        raise AssertionError
+
     def on_lost(self, reason: str) -> None:
         self.lost = reason
 

@@ -7,11 +7,17 @@ import socket
 
 import pytest
 
-from pgraft.transport import handshake, incoming, outgoing, records
+from pgraft.transport import connection, handshake, incoming, outgoing, records
 from pgraft.transport.channel import prepare
 from pgraft.transport.directory import PeerAddress
 from pgraft.transport.framing import FrameType, encode_frame
-from pgraft.transport.limits import PENDING_PER_ADDRESS_MAX, UNDELIVERED_RECORDS_MAX, UNKNOWN_PEERS_MAX
+from pgraft.transport.limits import (
+    FRAME_BYTES_MAX,
+    PENDING_PER_ADDRESS_MAX,
+    STRANGERS_HELD_BYTES_MAX,
+    UNDELIVERED_RECORDS_MAX,
+    UNKNOWN_PEERS_MAX,
+)
 from pgraft.transport.outgoing import PeerState
 from pgraft.transport.records import RecordKind, RefusalCode
 from tests.support.transport_hubs import HubNode, Stranger, World, hello_of
@@ -328,6 +334,104 @@ def test_who_says_nothing_is_closed_in_time(world: World, monkeypatch: pytest.Mo
     slow.wait_end()
     assert one.counters.timed_out == 2
     assert one.counters.pending == 0
+
+
+def unfinished(size: int) -> bytes:
+    """A message of this size, but for its last byte."""
+    return encode_frame(FrameType.MESSAGE, bytes(size))[:-1]
+
+
+def test_who_never_ends_a_frame_is_closed_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Member or not, and however often a few bytes more of it come; but not who ends each in time."""
+    monkeypatch.setattr(connection, "FRAME_TIMEOUT_MS", 300)
+    one = world.node(1).identify().members(PeerAddress(2, "127.0.0.1", 1))
+    member, stranger, good = (world.stranger(one) for _ in range(3))
+    for node_id, who in ((2, member), (3, stranger), (4, good)):
+        who.hello(hello_of(node_id, 1))
+        who.wait_frame(FrameType.WELCOME)
+    whole, long = unfinished(1000) + b"\0", unfinished(FRAME_BYTES_MAX)
+    member.sock.sendall(whole + long[:100])
+    stranger.sock.sendall(long[:100])
+    at, said = 0, 0
+
+    def both_closed() -> bool:
+        nonlocal at, said
+        for who in (member, stranger):
+            with contextlib.suppress(OSError):
+                who.sock.send(b"\0")
+            who.pump()
+        # Never at rest between two frames: each piece ends one and begins another.
+        good.sock.sendall((whole * 2)[at : at + 1000])
+        at, said = (at + 1000) % len(whole), said + 1000
+        return member.ended and stranger.ended
+
+    world.run(both_closed)
+    assert one.counters.timed_out == 2
+    assert set(one.hub.incoming) == {4}
+    log = capfd.readouterr().err
+    assert "closed the connection with node 2 at 127.0.0.1" in log
+    assert "closed the connection with node 3 at 127.0.0.1" in log
+    world.run(lambda: len(one.got(RecordKind.MESSAGE, 4)) == said // len(whole))
+
+
+def test_a_frame_is_not_late_while_nobody_reads_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "FRAME_TIMEOUT_MS", 100)
+    one = world.node(1).identify()
+    sender = world.stranger(one)
+    sender.hello(hello_of(3, 1))
+    sender.wait_frame(FrameType.WELCOME)
+    sender.sock.sendall(unfinished(1000))
+    world.run(lambda: one.hub.incoming[3][0].connection.held_bytes > 1000)
+    one.hub.pause_reading()
+    world.run_for(0.3)
+    one.hub.resume_reading()
+    sender.sock.sendall(b"\0")
+    world.run(lambda: one.got(RecordKind.MESSAGE, 3) == [bytes(1000)])
+    world.run_for(0.2)
+    assert one.counters.timed_out == 0
+
+
+def test_unfinished_frames_of_strangers_hold_a_bounded_amount(world: World) -> None:
+    """And the one that sends in good faith is heard among them, with the largest frame."""
+    one = world.node(1).identify().members(PeerAddress(2, "127.0.0.1", 1))
+    member = world.stranger(one)
+    member.hello(hello_of(2, 1))
+    member.wait_frame(FrameType.WELCOME)
+    member.sock.sendall(b"PGRF")
+    strangers = [world.stranger(one) for _ in range(20)]
+    frame = unfinished(FRAME_BYTES_MAX)
+    left = dict.fromkeys(strangers, memoryview(frame))
+
+    def held() -> int:
+        return sum(session.connection.held_bytes for session in one.hub.sessions())
+
+    def all_sent() -> bool:
+        for who, rest in list(left.items()):
+            who.pump()
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    left[who] = rest = rest[who.sock.send(rest) :]
+                except ConnectionError:
+                    who.ended = True
+            if who.ended or not rest:
+                del left[who]
+        assert held() <= STRANGERS_HELD_BYTES_MAX
+        return not left
+
+    for number, who in enumerate(strangers, 10):
+        who.hello(hello_of(number, 1))
+        who.wait_frame(FrameType.WELCOME)
+    world.run(all_sent)
+    world.run(lambda: one.counters.crowded_out >= 16)
+    good = world.stranger(one)
+    good.hello(hello_of(3, 1))
+    good.wait_frame(FrameType.WELCOME)
+    left[good] = memoryview(frame + b"\0")
+    world.run(all_sent)
+    world.run(lambda: one.got(RecordKind.MESSAGE, 3) == [bytes(FRAME_BYTES_MAX)])
+    assert 2 in one.hub.incoming
 
 
 def test_a_peer_that_never_welcomes_is_given_up_in_time(
