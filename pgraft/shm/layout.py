@@ -84,8 +84,8 @@ NETWORK_WORDS = _number(
 )
 """What came in and was not taken: `refused` handshakes got a reason, `malformed` connections broke the
 protocol, `crowded_out` ones made room for newer ones, `timed_out` ones said no hello in time, or did not end
-a frame. `pending` ones have not finished theirs. In WORKER: `messages_malformed` could not be read, `messages_absurd` could not be
-true (node/door.py), `messages_refused` came from or went to somebody else."""
+a frame. `pending` ones have not finished their handshake. In WORKER: `messages_malformed` could not be read,
+`messages_absurd` could not be true (node/door.py), `messages_refused` came from or went to somebody else."""
 STATUS_OFFSET = 3 * PAGE_BYTES
 
 # --- checksummed blocks: the first word is crc32 of bytes [8, used_bytes) ----------------------

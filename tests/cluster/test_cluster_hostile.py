@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pgraft.raft.types import Entry, Message, MessageType
 from pgraft.transport import handshake
 from pgraft.transport.framing import PROTOCOL_VERSION, FrameDecoder, FrameType, encode_frame
 from pgraft.transport.handshake import Hello
-from pgraft.transport.limits import PENDING_CONNECTIONS_MAX, PENDING_PER_ADDRESS_MAX
+from pgraft.transport.limits import FRAME_TIMEOUT_MS, PENDING_CONNECTIONS_MAX, PENDING_PER_ADDRESS_MAX
 from pgraft.transport.records import HURRY
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Node, eventually
@@ -27,6 +29,9 @@ M = MessageType
 IDLE = 1000
 FLOOD_S = 3.0
 STRANGER = 9
+SO_ATTACH_FILTER = 26
+"""socket(7): a classic BPF program says of each packet how many bytes of it to keep."""
+BPF_RET = 6
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +92,7 @@ def undisturbed(running: Cluster) -> Iterator[None]:
     assert leader.value("SELECT pgraft_get_term()") == term
 
 
-def test_idle_connections_slow_senders_and_half_open_ones(running: Cluster) -> None:
+def test_idle_connections_slow_senders_and_half_closed_ones(running: Cluster) -> None:
     leader = running.wait_agreed()
     with contextlib.ExitStack() as stack, undisturbed(running):
         strangers = [stack.enter_context(connected(leader)) for _ in range(IDLE)]
@@ -183,6 +188,56 @@ def lies(node: Node, sender: int, term: int) -> list[Envelope]:
         Envelope(sender, term, status, promise_ms=2**50),
         Envelope(sender, term, NodeStatus(sender, -4)),
     ]
+
+
+def vanish(sock: socket.socket) -> None:
+    """From here on the other end sees a machine that is gone, without a FIN or a reset: the kernel drops
+    all that comes for this socket before TCP sees it, so nothing is acknowledged, no keepalive either."""
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RET, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(nothing)))
+
+
+def test_peers_that_are_gone_without_a_word(running: Cluster) -> None:
+    """Before the handshake, after it, and in the middle of a message."""
+    leader = running.wait_agreed()
+    before = counters(leader)
+    began = encode_frame(FrameType.MESSAGE, bytes(1000), PROTOCOL_VERSION)[:500]
+    with contextlib.ExitStack() as stack, undisturbed(running):
+        for _ in range(20):
+            vanish(stack.enter_context(connected(leader)))
+        let = [stack.enter_context(let_in(leader, STRANGER + number)) for number in range(20)]
+        for sock in let[10:]:
+            sock.sendall(began)
+        eventually(lambda: counters(leader)["connections"] == before["connections"] + len(let), "all let in")
+        for sock in let:
+            vanish(sock)
+        eventually(
+            lambda: (
+                (found := counters(leader))["connections"] == before["connections"] and not found["pending"]
+            ),
+            "all of them to be given up",
+        )
+
+
+@pytest.mark.slow
+def test_slow_senders_after_the_handshake(running: Cluster) -> None:
+    """One byte of a message now and then: they stand as long as any message may take, and no longer."""
+    leader = running.wait_agreed()
+    before = counters(leader)
+    message = encode_frame(FrameType.MESSAGE, bytes(100_000), PROTOCOL_VERSION)
+    with contextlib.ExitStack() as stack, undisturbed(running):
+        slow = [stack.enter_context(let_in(leader, STRANGER + number)) for number in range(20)]
+        for sock in slow:
+            sock.sendall(message[:50])
+
+        def given_up() -> bool:
+            for sock in slow:
+                with contextlib.suppress(OSError):
+                    sock.send(b"\0")
+            return counters(leader)["connections"] == before["connections"]
+
+        eventually(given_up, "all of them to be given up", timeout=FRAME_TIMEOUT_MS / 1000 + 30)
+    assert counters(leader)["connections_timed_out"] == before["connections_timed_out"] + len(slow)
 
 
 def test_absurd_messages_change_nothing_and_are_counted(running: Cluster) -> None:
