@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from pgraft.postgres.binaries import Installation
+from pgraft.transport.tls_files import TlsFiles
 from pgraft_launcher import extension
+from pgraft_launcher.certificates import files_of, node_uri
+from pgraft_launcher.cluster import Cluster
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.ports import free_ports
 from pgraft_launcher.progress import Progress
 from tests.support.pgcluster import bindir, pg_config
+from tests.support.wire_client import client_context, dialogue
 from tests.unit.launcher.launcher_node import OneNode, launch
 
 pytestmark = pytest.mark.cluster
@@ -175,6 +179,38 @@ def test_a_demo_goes_up_is_shown_and_goes_down(demo_dir: Path) -> None:
     assert gone.returncode == 0, gone.stderr
     assert not demo_dir.exists()
     assert not any(_lives(pid) for pid in pids)
+
+
+def test_a_demo_with_tls(demo_dir: Path) -> None:
+    """Its nodes agree, speak nothing but TLS with the certificates in its folder, and keep to it."""
+    where = ["--dir", str(demo_dir)]
+    done = launch("demo", "up", "--tls", "--nodes", "2", "--pg-config", pg_config(18), *where)
+    assert done.returncode == 0, done.stderr
+    assert f"mutual TLS, certificates in {demo_dir / 'tls'}" in done.stdout
+    assert "read back on" in done.stdout
+    _sees_tls(demo_dir)
+    assert launch("demo", "down", "--keep", *where).returncode == 0
+    again = launch("demo", "up", *where)
+    assert again.returncode == 0, again.stderr
+    _sees_tls(demo_dir)
+
+
+def _sees_tls(demo_dir: Path) -> None:
+    demo = Cluster.load(demo_dir)
+    assert demo is not None
+    nodes = json.loads(launch("demo", "status", "--json", "--dir", str(demo_dir)).stdout)
+    assert [seen["is_leader"] for seen in nodes].count(True) == 1
+    for node_id, member in enumerate(demo.members, 1):
+        files = files_of(demo.certificates, node_id)
+        about = files.key.stat()
+        assert (about.st_mode & 0o777, about.st_uid) == (0o600, demo_dir.stat().st_uid)
+        context = client_context(TlsFiles(*map(str, files)), trust=files.ca)
+        with dialogue(member.raft_port, context) as tls:
+            served = tls.sock.getpeercert()  # type: ignore[attr-defined]
+            assert ("URI", node_uri("pgraft", node_id)) in served["subjectAltName"]
+        with dialogue(member.raft_port) as clear:
+            clear.hello(node_id)
+            clear.end()
 
 
 def _lives(pid: int) -> bool:
