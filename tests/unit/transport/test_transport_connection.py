@@ -10,8 +10,15 @@ import pytest
 
 from pgraft.transport.channel import Buffer, PlainChannel
 from pgraft.transport.connection import Connection, Wire
-from pgraft.transport.framing import PROTOCOL_VERSION, Frame, FrameDecoder, RemoteViolation
-from pgraft.transport.limits import SEND_QUEUE_BYTES_MAX
+from pgraft.transport.framing import (
+    PROTOCOL_VERSION,
+    Frame,
+    FrameDecoder,
+    FrameType,
+    RemoteViolation,
+    encode_frame,
+)
+from pgraft.transport.limits import RECEIVE_BYTES, SEND_QUEUE_BYTES_MAX
 from pgraft.transport.loop import Loop
 
 
@@ -28,6 +35,25 @@ class Miser(PlainChannel):
         return super().send([data[: self.chance.randrange(1, 3000)]], size)
 
 
+class Flood(PlainChannel):
+    """A socket that has more, and more."""
+
+    __slots__ = ("reads",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.greedy = True
+        self.reads = 0
+        self.recv_into = self.receive
+
+    def receive(self, room: memoryview) -> int:
+        self.reads += 1
+        assert self.reads < 1000, "it keeps the loop to itself"
+        frame = encode_frame(FrameType.MESSAGE, bytes(16_000), PROTOCOL_VERSION)
+        room[: len(frame)] = frame
+        return len(frame)
+
+
 class Ear:
     """An owner that keeps what it hears."""
 
@@ -38,7 +64,7 @@ class Ear:
         """Nothing to do."""
 
     def on_frames(self, frames: list[Frame]) -> None:
-        raise AssertionError(frames)
+        assert [kind for kind, _ in frames] == [FrameType.MESSAGE]
 
     def on_unfinished(self) -> None:
         raise AssertionError
@@ -146,3 +172,21 @@ def test_finish_sends_what_waits_then_ends(ends: Ends) -> None:
     theirs.close()
     loop.dispatch(loop.poll(1))
     assert ear.lost
+
+
+def test_who_never_stops_sending_does_not_keep_the_loop(ends: Ends) -> None:
+    loop, _, theirs, ear = ends
+    ours, other = socket.socketpair()
+    with ours, other:
+        channel = Flood(ours)
+        connection = Connection(Wire(loop), channel, ear)
+        connection.shake()
+        connection.established(PROTOCOL_VERSION)
+        other.send(b"ready to be read")
+        loop.dispatch(loop.poll(1))
+        first = channel.reads
+        assert first * 16_000 >= RECEIVE_BYTES
+        loop.dispatch(loop.poll(1))
+        assert channel.reads == 2 * first
+        connection.close()
+    theirs.close()
