@@ -320,7 +320,8 @@ def one_step(rig: Rig, taker: Taker) -> None:
         return
     made = envelope(taker, node, sender)
     before, absurd = state_of(node), node.door.absurd
-    term, known = node.raft.term, bool(node.core.membership_log.current.nodes)
+    members, removed = node.core.membership_log.current, node.removed
+    term, known = node.raft.term, bool(members.nodes)
     try:
         body = encode(made)
     except OverflowError:  # a number that no wire carries
@@ -330,6 +331,9 @@ def one_step(rig: Rig, taker: Taker) -> None:
     nothing_else = turned_away == max(1, len(made.messages)) and not (made.calls or made.echo)
     if nothing_else and before != state_of(node):
         raise AssertionError(f"{made} was turned away and made {before} into {state_of(node)}")
+    by_word = node.removed and not removed and node.core.membership_log.current.get(1) is not None
+    if by_word and members.get(sender) is None:
+        raise AssertionError(f"node {sender}, which is no member, has ended this node's part by {made}")
     check(rig, term if known else TERM_MAX - TERM_JUMP_MAX)
 
 
