@@ -78,6 +78,7 @@ class Session(ABC):
         self.who: Who | None = None
         self._prefix = b""
         self._nonce = b""
+        self._asked = b""
         self._on_pong: Callable[[], None] | None = None
         self.ended = False
         self.connection = Connection(shared.wire, channel, self)
@@ -132,6 +133,10 @@ class Session(ABC):
                     self.shared.wire.counters.dropped += 1
             else:
                 self._on_control(kind, payload)
+        if self._asked:
+            # The newest question only: who asks ten thousand times at once would have the process to itself.
+            asked, self._asked = self._asked, b""
+            self.connection.send_frame(FrameType.PONG, asked)
         if self.shared.debug and self.who is not None:
             log("DEBUG", f"{len(frames)} frames from node {self.who.node_id}")
 
@@ -140,7 +145,7 @@ class Session(ABC):
             case FrameType.PING:
                 if len(payload) != _NONCE_BYTES:
                     raise RemoteViolation(ViolationKind.LENGTH, f"ping of {len(payload)} bytes")
-                self.connection.send_frame(FrameType.PONG, bytes(payload))
+                self._asked = bytes(payload)
             case FrameType.PONG:
                 if self._on_pong is not None and payload == self._nonce:
                     answered, self._on_pong = self._on_pong, None

@@ -223,6 +223,23 @@ def test_only_an_answer_to_this_question_is_a_sign_of_life(world: World) -> None
     assert refused_code(second) is RefusalCode.DUPLICATE
 
 
+def test_of_many_questions_at_once_the_newest_is_answered(world: World) -> None:
+    one = world.node(1).identify()
+    asker = world.stranger(one)
+    asker.hello(hello_of(3, 1))
+    asker.wait_frame(FrameType.WELCOME)
+    before = one.counters.frames_out
+    nonces = [b"%08d" % number for number in range(2000)]
+    asker.sock.sendall(b"".join(encode_frame(FrameType.PING, nonce) for nonce in nonces))
+
+    def answered() -> bool:
+        asker.pump()
+        return (int(FrameType.PONG), nonces[-1]) in asker.frames
+
+    world.run(answered)
+    assert one.counters.frames_out - before < 100
+
+
 def test_a_new_connection_of_the_same_instance_replaces_the_old_one(world: World) -> None:
     one = world.node(1).identify()
     one.members(one, PeerAddress(2, "127.0.0.1", 1))
