@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from pgraft.postgres import postmaster
 from pgraft.postgres.environment import check_environment
 from pgraft.postgres.process import ProcessRef
 from pgraft.postgres.reader import Reader
@@ -173,7 +174,7 @@ def _conclude(report: dict[str, Any] | None, node: Node, log: ServerLog, options
         _say_whether_it_takes_part(node, progress)
         return
     progress.end("failed")
-    raise _failure(report, log)
+    raise _failure(report, node, log)
 
 
 def _say_whether_it_takes_part(node: Node, progress: Progress) -> None:
@@ -186,15 +187,29 @@ def _say_whether_it_takes_part(node: Node, progress: Progress) -> None:
         progress.say(f"note: it takes no part in consensus: {why}")
 
 
-def _failure(report: dict[str, Any], log: ServerLog) -> LaunchError:
+def _failure(report: dict[str, Any], node: Node, log: ServerLog) -> LaunchError:
     if not report:
         _show(log)
         return LaunchError("the supervisor died while starting the node", hint=f"see {log.path}")
     if report["part"] == Part.POSTMASTER.value:
         _show(log)
     message, hint = log.complaint(report["pid"])
+    if report["part"] == Part.POSTMASTER.value:
+        hint = _lock_hint(node) or hint
     text = message or report["text"]
     return LaunchError(f"could not start the node: {text}", hint=hint or f"see {log.path}")
+
+
+def _lock_hint(node: Node) -> str:
+    """What to do about a lock file that only a person can judge; empty when that is not what is wrong."""
+    record = node.record()
+    lock = postmaster.find_unclear_lock(node.pgdata, record.plan.socket_dirs if record else [])
+    if lock is None:
+        return ""
+    return (
+        f"{lock.path} names process {lock.pid}, which cannot be looked at from here; where it is no"
+        f" PostgreSQL (ps -p {lock.pid}), remove that file and start again"
+    )
 
 
 def _show(log: ServerLog) -> None:

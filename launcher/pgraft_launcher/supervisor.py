@@ -148,7 +148,7 @@ class Supervisor:
 
     def _spawn(self, part: Part) -> None:
         if part is Part.POSTMASTER:
-            self._clear_zombie_locks()
+            self._clear_stale_locks()
         try:
             held = children.spawn(self._commands[part], now_ns())
         except OSError as error:
@@ -243,7 +243,9 @@ class Supervisor:
     # --- a dead postmaster's backends -------------------------------------------------------------
 
     def _await_backends(self) -> None:
-        for ref in postmaster.find_backends(self._record.plan.pgdata):
+        plan = self._record.plan
+        dying = postmaster.find_dying(plan.pgdata, plan.socket_dirs)
+        for ref in {*postmaster.find_backends(plan.pgdata), *dying}:
             held = None if ref.pid in self._backends else children.adopt(ref)
             if held is not None:
                 self._backends[ref.pid] = held
@@ -261,10 +263,16 @@ class Supervisor:
 
         return forget
 
-    def _clear_zombie_locks(self) -> None:
+    def _clear_stale_locks(self) -> None:
         plan = self._record.plan
-        for path in postmaster.clear_zombie_locks(plan.pgdata, plan.socket_dirs):
-            log("LOG", f"removed {path}: its postmaster is dead, and only waits for its parent to take note")
+        for lock in postmaster.find_stale_locks(plan.pgdata, plan.socket_dirs):
+            try:
+                os.unlink(lock.path)
+            except OSError as error:
+                # PostgreSQL says itself that the file is in its way.
+                log("WARNING", f"cannot remove the stale {lock.path}: {error.strerror}")
+            else:
+                log("LOG", f"removed the stale {lock.path}: {lock.why}")
 
     # --- actions -----------------------------------------------------------------------------------
 

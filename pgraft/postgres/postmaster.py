@@ -7,6 +7,7 @@ Import-light: the supervisor lives with what this module loads.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ from pgraft.postgres import process
 from pgraft.postgres.process import ProcessRef
 
 PID_FILE_BYTES_MAX = 8192
+PID_MAX = 2**31 - 1
 EXECUTABLE = "postgres"
 _READY = ("ready", "standby")
 _CONTROL_HEAD = struct.Struct("<QIIi")  # system identifier, control version, catalog version, state
 _CONTROL_VERSIONS = range(1300, 2000)
+_SOCKET_LOCK = re.compile(r"\.s\.PGSQL\.\d+\.lock")
 _STATE_SHUT_DOWN = (1, 2)  # DB_SHUTDOWNED, DB_SHUTDOWNED_IN_RECOVERY
 
 
@@ -37,14 +40,25 @@ class PidFile(NamedTuple):
         return self.status in _READY
 
 
+class LockFile(NamedTuple):
+    """postmaster.pid or a socket's lock file, and the pid in it; 0 where it holds none."""
+
+    path: str
+    pid: int
+
+
+class StaleLock(NamedTuple):
+    """A lock file that nobody holds, and what shows it."""
+
+    path: str
+    why: str
+
+
 def read_pid_file(pgdata: str) -> PidFile | None:
     """postmaster.pid of this data directory; None when there is none or it is not readable as one."""
-    try:
-        with open(os.path.join(pgdata, "postmaster.pid"), encoding="utf-8", errors="replace") as file:
-            lines = file.read(PID_FILE_BYTES_MAX).splitlines()
-    except OSError:
+    lines = _read_lines(os.path.join(pgdata, "postmaster.pid"))
+    if lines is None:
         return None
-    lines += [""] * (8 - len(lines))
     try:
         pid = abs(int(lines[0]))  # a standalone backend writes it negative
         port = int(lines[3] or 0)
@@ -86,28 +100,101 @@ def is_shut_down(pgdata: str) -> bool:
     return control_version in _CONTROL_VERSIONS and state in _STATE_SHUT_DOWN
 
 
-def clear_zombie_locks(pgdata: str, socket_dirs: list[str]) -> list[str]:
-    """Remove the lock files of a postmaster that is a zombie; the paths that were removed.
+def find_dying(pgdata: str, socket_dirs: list[str]) -> list[ProcessRef]:
+    """Processes that the lock files name and that are about to end: PostgreSQL still sees their pids."""
+    dying = [process.identify_dying(lock.pid) for lock in _lock_files(pgdata, socket_dirs)]
+    return [ref for ref in dying if ref is not None]
 
-    PostgreSQL takes a lock file for stale when no process has its pid, and a zombie has one. It stays
-    for as long as its parent does not reap it: for ever where PID 1 of a container does not. Call it
-    only when no process of this data directory is left (find_backends).
+
+def find_stale_locks(pgdata: str, socket_dirs: list[str]) -> list[StaleLock]:
+    """Lock files of this data directory that PostgreSQL would believe, and that nobody holds.
+
+    PostgreSQL takes a lock file for stale when no process of its user has its pid. A zombie has one for
+    as long as its parent does not reap it: for ever where PID 1 of a container does not. And pids come
+    round again, in a container soon. Only true when no process of this data directory is left
+    (find_backends, find_dying).
     """
-    pid_file = read_pid_file(pgdata)
-    if pid_file is None or not process.is_zombie(pid_file.pid):
-        return []
-    folders = {*socket_dirs, pid_file.socket_dir} - {""}
-    paths = [os.path.join(folder, f".s.PGSQL.{pid_file.port}.lock") for folder in sorted(folders)]
-    mine = [path for path in paths if _names_pid(path, pid_file.pid)]
-    removed = [os.path.join(pgdata, "postmaster.pid"), *mine]
-    for path in removed:
-        os.unlink(path)
-    return removed
+    return [
+        StaleLock(lock.path, why)
+        for lock in _lock_files(pgdata, socket_dirs)
+        if (why := _why_stale(lock.pid, pgdata))
+    ]
 
 
-def _names_pid(path: str, pid: int) -> bool:
+def find_unclear_lock(pgdata: str, socket_dirs: list[str]) -> LockFile | None:
+    """A lock file that PostgreSQL believes although its process may be anything: it cannot be looked at."""
+    backends = {ref.pid for ref in find_backends(pgdata)}
+    for lock in _lock_files(pgdata, socket_dirs):
+        if lock.pid not in backends and _believes(lock.pid) and not _why_stale(lock.pid, pgdata):
+            return lock
+    return None
+
+
+def _why_stale(pid: int, pgdata: str) -> str:
+    if pid == 0:
+        # One that starts this moment has made the file and has yet to write it.
+        alive = find_backends(pgdata)
+        return "" if alive else "it is empty or damaged, and no process of its data directory lives"
+    if process.is_zombie(pid):
+        return f"its process {pid} is dead, and only waits for its parent to take note"
+    if process.runs_something_else(pid, pgdata, EXECUTABLE):
+        return f"process {pid} is no PostgreSQL of this data directory"
+    return ""
+
+
+def _believes(pid: int) -> bool:
+    """PostgreSQL's own question, in CreateLockFile (src/backend/utils/init/miscinit.c)."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readline(32).strip() == str(pid)
+        os.kill(pid, 0)
     except OSError:
         return False
+    return pid > 0
+
+
+def _lock_files(pgdata: str, socket_dirs: list[str]) -> list[LockFile]:
+    """postmaster.pid, and the sockets' lock files that name its process or its data directory."""
+    found = []
+    main = os.path.join(pgdata, "postmaster.pid")
+    lines = _read_lines(main)
+    pid = 0
+    if lines is not None:
+        pid = _pid_of(lines)
+        found.append(LockFile(main, pid))
+    folders = {*socket_dirs, lines[4].strip() if lines else ""} - {""}
+    for path in (path for folder in sorted(folders) for path in _socket_locks(folder)):
+        socket_lines = _read_lines(path)
+        owner = _pid_of(socket_lines) if socket_lines else 0
+        if socket_lines and owner and (owner == pid or _is_same(socket_lines[1], pgdata)):
+            found.append(LockFile(path, owner))
+    return found
+
+
+def _socket_locks(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [os.path.join(folder, name) for name in sorted(names) if _SOCKET_LOCK.fullmatch(name)]
+
+
+def _pid_of(lines: list[str]) -> int:
+    """0 where there is none."""
+    try:
+        pid = abs(int(lines[0]))  # a standalone backend writes it negative
+    except ValueError:
+        return 0
+    return pid if pid <= PID_MAX else 0
+
+
+def _is_same(path: str, other: str) -> bool:
+    return bool(path) and os.path.realpath(path) == os.path.realpath(other)
+
+
+def _read_lines(path: str) -> list[str] | None:
+    """The lines of a lock file, eight at least; None where there is none to read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read(PID_FILE_BYTES_MAX).splitlines()
+    except OSError:
+        return None
+    return lines + [""] * (8 - len(lines))

@@ -7,12 +7,15 @@ lives with what this module loads.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from typing import NamedTuple
 
 _STAT_FIELD_STATE = 0  # counted behind the command's closing parenthesis
+_STAT_FIELD_FLAGS = 6
 _STAT_FIELD_START = 19
+_PF_EXITING = 4  # include/linux/sched.h
 _DEAD_STATES = ("Z", "X", "x")
 
 
@@ -67,6 +70,20 @@ def is_zombie(pid: int) -> bool:
     return fields is not None and fields[_STAT_FIELD_STATE] == "Z"
 
 
+def identify_dying(pid: int) -> ProcessRef | None:
+    """The process of this pid, when it is past its last instruction and has not ended yet.
+
+    It frees its memory, which takes a large one a quarter of a second: it has no program any more, and
+    its pid, its shared memory and its sockets are still there.
+    """
+    fields = _stat(pid)
+    if fields is None or fields[_STAT_FIELD_STATE] in _DEAD_STATES:
+        return None
+    if not int(fields[_STAT_FIELD_FLAGS]) & _PF_EXITING:
+        return None
+    return ProcessRef(pid, int(fields[_STAT_FIELD_START]))
+
+
 def open_pidfd(ref: ProcessRef) -> int | None:
     """A descriptor that becomes readable when this process ends; None when it has ended already."""
     try:
@@ -105,19 +122,35 @@ def children_with_cwd(directory: str, executable: str) -> list[ProcessRef]:
         return []
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and _runs_in(int(entry), wanted, executable):
-            ref = identify(int(entry))
-            if ref is not None:
-                found.append(ref)
+        with contextlib.suppress(OSError):
+            if entry.isdigit() and _runs_in(int(entry), wanted, executable):
+                ref = identify(int(entry))
+                found += [ref] if ref is not None else []
     return found
 
 
-def _runs_in(pid: int, directory: os.stat_result, executable: str) -> bool:
+def runs_something_else(pid: int, directory: str, executable: str) -> bool:
+    """Whether it certainly is none of `children_with_cwd`; False, too, where this user may not see it."""
     try:
-        target = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
-        if os.path.basename(target) != executable:
-            return False
-        cwd = os.stat(f"/proc/{pid}/cwd")
+        return not _runs_in(pid, os.stat(directory), executable)
     except OSError:
         return False
+
+
+def _runs_in(pid: int, directory: os.stat_result, executable: str) -> bool:
+    """OSError where it cannot be told: the process has ended, or is not this user's to look at."""
+    if _program(pid) != executable:
+        return False
+    cwd = os.stat(f"/proc/{pid}/cwd")
     return (cwd.st_dev, cwd.st_ino) == (directory.st_dev, directory.st_ino)
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)"))
+    except FileNotFoundError:
+        # A dying one has lost its program with its memory, and keeps its directory and its name longer.
+        if identify_dying(pid) is None:
+            raise
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")

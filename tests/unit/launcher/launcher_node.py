@@ -14,22 +14,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pgraft.postgres import postmaster, process
 from pgraft.postgres.process import ProcessRef
 from pgraft.shm import segment as segments
 from pgraft_launcher import rundir
-from tests.support.pgcluster import as_server_user, bindir, eventually, free_port, pg_config, server_user
+from tests.support.pgcluster import as_server_user, bindir, free_port, pg_config, server_user
 from tests.unit.launcher.launcher_standins import environment
 
 COMMAND_TIMEOUT_S = 120
+LAUNCH = (sys.executable, "-P", "-m", "pgraft_launcher")
 
 
 def launch(*words: str, cwd: str = "/", **env: str) -> subprocess.CompletedProcess[str]:
     """Run pgraft-launch to its end."""
     return subprocess.run(
-        [sys.executable, "-P", "-m", "pgraft_launcher", *words],
+        [*LAUNCH, *words],
         env=environment() | env,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -38,15 +37,6 @@ def launch(*words: str, cwd: str = "/", **env: str) -> subprocess.CompletedProce
         timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
-
-
-def _waits_for_init(ref: ProcessRef) -> bool:
-    """Whether it is dead and still there, and no child of ours, which a test reaps itself."""
-    try:
-        process_ = psutil.Process(ref.pid)
-        return process_.status() == psutil.STATUS_ZOMBIE and process_.ppid() != os.getpid()
-    except psutil.NoSuchProcess:
-        return False
 
 
 class OneNode:
@@ -63,6 +53,7 @@ class OneNode:
         self.raft_dir = self.root / "data.pgraft"
         self.pg_port = free_port()
         self.raft_port = free_port()
+        self._strangers: list[subprocess.Popen[bytes]] = []
 
     def init(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`init` with all that a node needs."""
@@ -76,6 +67,10 @@ class OneNode:
     def do(self, command: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Another command for this node."""
         return launch(command, "-D", str(self.pgdata), *words, **env)
+
+    def argv(self, command: str) -> list[str]:
+        """The command line of that."""
+        return [*LAUNCH, command, "-D", str(self.pgdata)]
 
     def status(self) -> dict[str, Any]:
         """`status --json`."""
@@ -110,6 +105,10 @@ class OneNode:
         name = rundir.read_segment_name(str(self.raft_dir))
         return segments.SHM_DIR / (name or "pgraft.has-no-segment-name")
 
+    def socket_lock(self) -> Path:
+        """The lock file of PostgreSQL's socket."""
+        return self.root / f".s.PGSQL.{self.pg_port}.lock"
+
     def kill_all(self) -> None:
         """kill -9 of everything, at once."""
         refs = self.refs()
@@ -118,12 +117,32 @@ class OneNode:
                 os.kill(ref.pid, signal.SIGKILL)
         for ref in refs:
             process.wait_ended(ref, 10)
-        # Until init has reaped it, a postmaster's pid in a socket's lock file stops the next one.
-        eventually(lambda: not any(_waits_for_init(ref) for ref in refs), "init to reap what was killed")
+
+    def stranger(self, program: str = "") -> int:
+        """The pid of a process of the server's user that is no PostgreSQL, and lives until `destroy`."""
+        code = f"{program}\nprint(flush=True)\ninput()"
+        account = pwd.getpwuid(self.root.stat().st_uid)
+        # The group, too, or the server's user may not look at the process.
+        groups: dict[str, Any] = {"group": account.pw_gid, "extra_groups": []} if server_user() else {}
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            user=account.pw_uid,
+            **groups,
+            cwd="/",
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        self._strangers.append(child)
+        return child.pid
 
     def destroy(self) -> None:
         """Leave nothing."""
         self.kill_all()
+        for child in self._strangers:
+            child.kill()
+            child.communicate()
         if rundir.read_segment_name(str(self.raft_dir)):
             self.segment().unlink(missing_ok=True)
         shutil.rmtree(self.root)

@@ -7,6 +7,7 @@ is told to stop, and writes when it did to RUN/ends.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -145,6 +146,7 @@ def _supervise(folder: str, reports: int, *options: str) -> int:
     from pgraft_launcher import supervisor
 
     policy.STOP_GRACE_S = 0.3
+    _make_unlink_fail(Path(folder, "unlink.fails"))
     record = rundir.load(folder)
     if record is None:
         return 99
@@ -152,6 +154,18 @@ def _supervise(folder: str, reports: int, *options: str) -> int:
     commands = {part: [sys.executable, str(HERE), "part", folder, part.value] for part in Part}
     keeper = supervisor.Supervisor(record, Pages(record.plan.segment), commands, reports=reports)
     return keeper.run(*(policy.StopMode(option) for option in options))
+
+
+def _make_unlink_fail(told: Path) -> None:
+    """PostgreSQL's lock files cannot be removed while that file is there."""
+    unlink = os.unlink
+
+    def failing(path: str) -> None:
+        if path.endswith(".pid") and told.exists():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        unlink(path)
+
+    os.unlink = failing  # type: ignore[assignment]
 
 
 def _part(folder: Path, name: str) -> int:

@@ -7,16 +7,23 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pgraft.postgres import process
 from pgraft.shm import layout
 from pgraft.shm import segment as segments
 from pgraft.storage import load_identity
+from pgraft_launcher import rundir
+from pgraft_launcher.pages import Pages
+from pgraft_launcher.policy import Part
+from tests.support import undead
 from tests.support.pgcluster import eventually
-from tests.unit.launcher.launcher_node import OneNode
+from tests.unit.launcher.launcher_node import COMMAND_TIMEOUT_S, OneNode
+from tests.unit.launcher.launcher_standins import environment
 from tests.unit.launcher.test_launcher_commands import one_line
 
 pytestmark = pytest.mark.cluster
@@ -69,15 +76,24 @@ class Leftovers:
         for name in (*names, "raft/snap-1.pgs.tmp", "run/node.json.123.new", "LOCK"):
             self.write(self.raft / name, b"half")
 
+    def name_in_locks(self, pid: int) -> None:
+        """PostgreSQL's lock files hold another pid."""
+        for path in (self.node.pgdata / "postmaster.pid", self.node.socket_lock()):
+            lines = path.read_text().splitlines()
+            self.write(path, "\n".join([str(pid), *lines[1:]]).encode())
+
     def another_process_has_the_pids(self) -> None:
+        pid = self.node.stranger()
         self.write(self.raft / "LOCK", b"1\n")
-        lines = (self.node.pgdata / "postmaster.pid").read_text().splitlines()
-        self.write(self.node.pgdata / "postmaster.pid", "\n".join([str(os.getpid()), *lines[1:]]).encode())
+        self.name_in_locks(pid)
         for part in ("supervisor", "worker", "network", "postmaster"):
-            self.patch_segment(f"{part}_pid", os.getpid())
+            self.patch_segment(f"{part}_pid", pid)
 
     def half_a_postmaster_pid(self) -> None:
         self.write(self.node.pgdata / "postmaster.pid", b"12")
+
+    def an_empty_postmaster_pid(self) -> None:
+        self.write(self.node.pgdata / "postmaster.pid", b"")
 
     def older_layout(self) -> None:
         self.patch_segment("layout_version", layout.LAYOUT_VERSION - 1)
@@ -99,6 +115,7 @@ STARTS: list[Callable[[Leftovers], None]] = [
     Leftovers.prepared_files,
     Leftovers.another_process_has_the_pids,
     Leftovers.half_a_postmaster_pid,
+    Leftovers.an_empty_postmaster_pid,
     Leftovers.older_layout,
     Leftovers.garbage_segment,
     Leftovers.empty_segment,
@@ -162,6 +179,57 @@ def test_it_starts_after_all_of_that_at_once(node: OneNode) -> None:
     assert done.returncode == 0, done.stderr
     _check(node)
     assert load_identity(node.raft_dir) == identity
+
+
+def _has_worker(node: OneNode) -> bool:
+    """Whether a start has brought the worker up, which takes longer than PostgreSQL's look at its locks."""
+    record = rundir.load(str(node.raft_dir))
+    return bool(record and Part.WORKER in record.living() and Pages(record.plan.segment).worker["ready"])
+
+
+@pytest.mark.parametrize("pid_file", ["intact", "half written", "removed"])
+def test_it_starts_where_nobody_reaps_the_dead(node: OneNode, pid_file: str) -> None:
+    """As in a container whose PID 1 does not: the old postmaster stays a zombie, and keeps its pid."""
+    node.kill_all()
+    path = node.pgdata / "postmaster.pid"
+    with undead.never_reaping(node.argv("start"), environment()):
+        old = int(path.read_text().split()[0])
+        left = _dead(node)
+        assert process.is_zombie(old)
+        if pid_file == "half written":
+            left.write(path, b"12")
+        elif pid_file == "removed":
+            path.unlink()
+        done = node.do("start")
+        assert done.returncode == 0, done.stderr
+        assert process.is_zombie(old)
+        _check(node)
+
+
+def test_it_waits_for_a_postmaster_that_is_still_dying(node: OneNode) -> None:
+    left = _dead(node)
+    with undead.held_dying(node.root.stat().st_uid) as dying:
+        left.name_in_locks(dying.pid)
+        start = subprocess.Popen(node.argv("start"), env=environment(), cwd="/", stderr=subprocess.PIPE)
+        eventually(lambda: start.poll() is not None or _has_worker(node), "the start to come to PostgreSQL")
+        dying.let_go()
+        _, error = start.communicate(timeout=COMMAND_TIMEOUT_S)
+        assert start.returncode == 0, error
+    _check(node)
+
+
+def test_a_lock_file_whose_process_cannot_be_looked_at_is_for_a_person_to_judge(node: OneNode) -> None:
+    left = _dead(node)
+    hidden = node.stranger("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)")  # PR_SET_DUMPABLE
+    left.name_in_locks(hidden)
+    line = node.do("start").stderr.splitlines()[-1]
+    assert f"{node.pgdata}/postmaster.pid names process {hidden}" in line
+    assert "remove that file and start again" in line
+    assert (node.pgdata / "postmaster.pid").exists()
+    (node.pgdata / "postmaster.pid").unlink()
+    node.socket_lock().unlink()
+    assert node.do("start").returncode == 0
+    _check(node)
 
 
 class Refused:

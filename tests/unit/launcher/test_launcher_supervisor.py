@@ -191,6 +191,28 @@ def test_a_segment_that_was_removed_is_said_and_not_looked_for_again(standins: S
     standins.await_text("giving it up")
 
 
+def test_a_lock_file_that_cannot_be_removed_does_not_end_the_supervisor(standins: Standins) -> None:
+    standins.start()
+    (standins.folder / "unlink.fails").touch()
+    (standins.folder / "postmaster.pid").write_text("")
+    standins.does(Part.POSTMASTER, 1)
+    old = standins.kill(Part.POSTMASTER)
+    (standins.folder / "postmaster.pid").write_text("")
+    standins.await_new(Part.POSTMASTER, old)
+    standins.await_text("postmaster.pid: Read-only file system")
+    assert standins.supervisor.poll() is None
+
+
+def test_a_run_directory_that_cannot_be_written_does_not_end_the_supervisor(standins: Standins) -> None:
+    standins.start()
+    run = standins.folder / "run"
+    run.rename(standins.folder / "away")
+    standins.await_new(Part.NETWORK, standins.kill(Part.NETWORK))
+    standins.await_text(f"cannot write {run}: No such file or directory")
+    (standins.folder / "away").rename(run)
+    assert standins.supervisor.poll() is None
+
+
 def test_the_supervisor_is_lean() -> None:
     """What it loads stays in memory for as long as the node runs."""
     heavy = {"msgspec", "argparse", "subprocess", "psutil", "asyncio", "multiprocessing"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pgraft.postgres import postmaster, process
 from pgraft.postgres.binaries import Installation
 from pgraft.postgres.process import ProcessRef
+from tests.support import undead
 from tests.support.pgcluster import as_server_user
 
 
@@ -134,21 +136,85 @@ def test_pg_control_tells_whether_it_was_shut_down(installation: Installation, d
     assert postmaster.find_postmaster(str(data_dir)) is None
 
 
-def test_locks_of_a_zombie_postmaster_are_removed_and_others_stay(
-    tmp_path: Path, child: subprocess.Popen[bytes]
+def lock_text(pid: int, data_dir: Path) -> str:
+    return "\n".join([str(pid), str(data_dir), "0", "5432", str(data_dir), "", "", "ready"]) + "\n"
+
+
+def stale(data_dir: Path, *socket_dirs: Path) -> list[str]:
+    found = postmaster.find_stale_locks(str(data_dir), [str(path) for path in (data_dir, *socket_dirs)])
+    return [str(Path(lock.path).relative_to(data_dir)) for lock in found]
+
+
+@pytest.mark.parametrize("pid_file", ["intact", "half written", "empty", "removed"])
+def test_locks_of_a_zombie_postmaster_are_stale_and_others_are_not(
+    tmp_path: Path, child: subprocess.Popen[bytes], pid_file: str
 ) -> None:
-    lines = [str(child.pid), str(tmp_path), "0", "5432", str(tmp_path), "", "", "ready"]
-    (tmp_path / "postmaster.pid").write_text("\n".join(lines) + "\n")
-    (tmp_path / ".s.PGSQL.5432.lock").write_text(f"{child.pid}\n")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / ".s.PGSQL.5432.lock").write_text(f"{os.getpid()}\n")
-    sockets = [str(tmp_path), str(tmp_path / "other")]
-    assert postmaster.clear_zombie_locks(str(tmp_path), sockets) == []
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / ".s.PGSQL.5432.lock").write_text(lock_text(child.pid, tmp_path))
+    (other / ".s.PGSQL.5432.lock").write_text(lock_text(os.getpid(), other))
+    (other / ".s.PGSQL.5433.lock").write_text("")
+    if pid_file != "removed":
+        text = {"intact": lock_text(child.pid, tmp_path), "half written": f"{child.pid}", "empty": ""}
+        (tmp_path / "postmaster.pid").write_text(text[pid_file])
     ref = process.identify(child.pid)
     assert ref is not None
     child.kill()
     process.wait_ended(ref, 10)
-    assert len(postmaster.clear_zombie_locks(str(tmp_path), sockets)) == 2
-    assert (tmp_path / "other" / ".s.PGSQL.5432.lock").exists()
-    assert not (tmp_path / "postmaster.pid").exists()
+    main = [] if pid_file == "removed" else ["postmaster.pid"]
+    assert stale(tmp_path, other) == [*main, ".s.PGSQL.5432.lock"]
     child.communicate()
+    # Of no process at all: PostgreSQL removes it itself.
+    assert stale(tmp_path, other) == (["postmaster.pid"] if pid_file == "empty" else [])
+
+
+def test_locks_that_name_another_program_are_stale(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    (tmp_path / "postmaster.pid").write_text(lock_text(child.pid, tmp_path))
+    (tmp_path / ".s.PGSQL.5432.lock").write_text(lock_text(child.pid, tmp_path))
+    assert stale(tmp_path) == ["postmaster.pid", ".s.PGSQL.5432.lock"]
+    end(child)
+
+
+def test_locks_of_a_postgres_are_stale_only_in_another_directory(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    program = tmp_path / postmaster.EXECUTABLE
+    shutil.copy("/bin/sleep", program)
+    for folder, expected in ((tmp_path, []), (tmp_path / "elsewhere", ["postmaster.pid"])):
+        child = subprocess.Popen([str(program), "60"], cwd=folder)
+        (tmp_path / "postmaster.pid").write_text(lock_text(child.pid, tmp_path))
+        assert stale(tmp_path) == expected
+        end(child)
+
+
+def test_a_dying_process_that_a_lock_names_is_waited_for(tmp_path: Path) -> None:
+    with undead.held_dying(os.getuid()) as dying:
+        (tmp_path / "postmaster.pid").write_text(lock_text(dying.pid, tmp_path))
+        assert process.identify_dying(os.getpid()) is None
+        [ref] = postmaster.find_dying(str(tmp_path), [])
+        assert ref.pid == dying.pid
+        assert stale(tmp_path) == []
+        assert not process.wait_ended(ref, 0.01)
+        dying.let_go()
+        assert process.wait_ended(ref, 0)
+        assert postmaster.find_dying(str(tmp_path), []) == []
+
+
+def test_a_backend_that_frees_its_memory_is_still_found(tmp_path: Path) -> None:
+    """Its program is gone from /proc by then, and PostgreSQL still sees its shared memory in use."""
+    program = tmp_path / postmaster.EXECUTABLE
+    program.symlink_to(sys.executable)
+    code = "m = bytearray(b'x') * (300 << 20); print(flush=True); input()"
+    child = subprocess.Popen(
+        [str(program), "-I", "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.kill()
+    missed = 0
+    while not process.is_zombie(child.pid):
+        before = process.identify_dying(child.pid)
+        found = postmaster.find_backends(str(tmp_path))
+        gone = not os.path.exists(f"/proc/{child.pid}/cwd")  # the memory goes first
+        missed += before is not None and before not in found and not gone
+    child.communicate()
+    assert missed == 0
