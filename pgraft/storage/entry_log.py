@@ -17,6 +17,7 @@ from pgraft.storage import files
 from pgraft.storage.errors import DamagedLog, failed_call
 from pgraft.storage.format import (
     CONF_CHANGE,
+    SEAL_BYTES,
     SEGMENT_HEADER_BYTES,
     BatchWriter,
     SegmentHeader,
@@ -149,9 +150,9 @@ class EntryLog:
         batch = self._next_batch
         data, marks = self._writer.encode(batch, self._synced_batch, state, entries)
         at = self._end
-        if at + len(data) > self._capacity:
+        if at + len(data) + SEAL_BYTES > self._capacity:
             first_index = entries[0].index if entries else self.index.last + 1
-            self.roll(first_index, SEGMENT_HEADER_BYTES + len(data))
+            self.roll(first_index, SEGMENT_HEADER_BYTES + len(data) + SEAL_BYTES)
             at = self._end
             data, marks = self._writer.encode(batch, self._synced_batch, state, entries)
         end = at + len(data)
@@ -177,6 +178,10 @@ class EntryLog:
         self.sync()
         header = self._next_header(first_index, self.hard_state, 0)
         fd, capacity = self._create(header, bytes_needed)
+        if self._fd >= 0:
+            # From now on the new file, where acknowledged entries will stand, must be there.
+            files.write_at(self._fd, self._writer.encode_seal(self._next_batch, self.hard_state), self._end)
+            files.sync_data(self._fd)
         self._switch(fd, header, capacity)
 
     def prepare_reset(self, first_index: int, state: HardState) -> SegmentHeader:

@@ -24,6 +24,9 @@ append() writes - is one or more records with the same batch number; the last on
     u64 term, vote, commit   hard state after this batch
     payload: msgpack of the entries, [[term, index, type, data], ...]
 
+Behind the last batch of a file, once the next file is durable, stands its seal: a record without payload
+or entries, with the flag SEAL and a batch number that is not the next one, so that replay ends before it.
+
 `mark` and `salt` are random per file, so nothing that a user replicates looks like a record, and no
 record of another file does either. `synced` is what tells a torn tail from damage: see recovery.py.
 """
@@ -55,6 +58,8 @@ NUMBER_MAX = 2**62
 
 LAST_OF_BATCH = 1
 CONF_CHANGE = 2
+SEAL = 4
+SEAL_BYTES = RECORD_HEADER_BYTES
 
 _SEGMENT = struct.Struct("<8sIIIIQQQQQQQ")
 _CRC = struct.Struct("<I")
@@ -161,6 +166,10 @@ class BatchWriter:
                 mark = self._mark_of(0, entries, LAST_OF_BATCH)
                 return self._record(batch, synced, state, mark, payload), [mark]
         return self._encode_split(batch, synced, state, entries)
+
+    def encode_seal(self, next_batch: int, state: HardState) -> bytes:
+        """The seal of a file whose batches, all before `next_batch`, are durable, and whose successor is."""
+        return self._record(next_batch + 1, next_batch - 1, state, RecordMark(0, 0, 0, 0, SEAL), b"")
 
     def _encode_split(
         self, batch: int, synced: int, state: HardState, entries: list[Entry]

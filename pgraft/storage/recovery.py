@@ -6,7 +6,8 @@ it, the bad one was durable once: that is damage, and the start is refused. With
 crash came before a sync had returned, nobody was promised anything, and the log ends there. (Damage
 to the very last batch cannot be told from tearing.) Every file but the newest was synced before the
 next was made, so in those any bad record is damage; the next file's header says how many batches
-there must be.
+there must be. And once that next file was durable, a seal was put behind the last batch: a newest file
+with one is not the newest that there was, and the entries behind it are gone.
 
 Replay makes no object per entry or record that lasts; it checks every checksum. Its inner loop runs
 once a record (a million times, at worst), which is why it is one function with local names.
@@ -30,6 +31,7 @@ from pgraft.storage.format import (
     PAYLOAD_BYTES_MAX,
     RECORD_HEADER_BYTES,
     RECORD_SCAN,
+    SEAL,
     SEGMENT_HEADER_BYTES,
     SegmentHeader,
     mark_bytes,
@@ -165,7 +167,7 @@ def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, next_b
     """How many bytes behind `end`, where the good batches of the newest file end, are not zero's rest.
 
     0: the log ends cleanly. More: a torn tail, to be cut. DamagedLog when a good record there says
-    that batch `next_batch`, which does not read back, was durable.
+    that batch `next_batch`, which does not read back, was durable, or that there was a newer file.
     """
     size = files.size_of(fd)
     wanted = mark_bytes(header.mark)
@@ -192,9 +194,13 @@ def _check_later_record(
     head = files.read_at(fd, RECORD_HEADER_BYTES, at)
     if len(head) < RECORD_HEADER_BYTES:
         return
-    _, crc, size, _, _, number, _, _ = RECORD_SCAN.unpack_from(head)
-    if number <= bad_batch or record_synced(head, 0) < bad_batch or size > PAYLOAD_BYTES_MAX:
+    _, crc, size, _, flags, number, _, _ = RECORD_SCAN.unpack_from(head)
+    was_durable = record_synced(head, 0) >= bad_batch
+    if number <= bad_batch or not (was_durable or flags == SEAL) or size > PAYLOAD_BYTES_MAX:
         return
     payload = files.read_at(fd, size, at + RECORD_HEADER_BYTES)
-    if len(payload) == size and zlib.crc32(payload, zlib.crc32(head[CRC_FROM:], header.salt)) == crc:
+    if len(payload) != size or zlib.crc32(payload, zlib.crc32(head[CRC_FROM:], header.salt)) != crc:
+        return
+    if was_durable:
         raise DamagedLog(path, bad_at, f"batch {bad_batch} is damaged (batch {number} behind it is whole)")
+    raise DamagedLog(path, None, f"log file number {header.sequence + 1}, which comes after it, is missing")

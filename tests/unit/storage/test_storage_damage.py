@@ -115,7 +115,7 @@ def test_another_format_version_is_no_damage(data_dir: Path, kind: str) -> None:
 def test_damage_at_the_end_of_an_older_file(data_dir: Path) -> None:
     fill(data_dir, 60, 4096)
     oldest, second, *_ = log_files(data_dir)
-    last_byte = len(oldest.read_bytes().rstrip(b"\0")) - 1
+    last_byte = len(oldest.read_bytes().rstrip(b"\0")) - RECORD_HEADER_BYTES - 1
     whole = oldest.read_bytes()
     flip(oldest, last_byte)
     with pytest.raises(DamagedLog, match=r"batch [0-9]+ is damaged or missing") as caught:
@@ -127,6 +127,39 @@ def test_damage_at_the_end_of_an_older_file(data_dir: Path) -> None:
     second.rename(second.with_suffix(".away"))
     with pytest.raises(DamagedLog, match="log file number 2, which comes before it, is missing"):
         opened(data_dir, 4096)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_newest_file_that_is_gone_is_missed(data_dir: Path, lost: int) -> None:
+    fill(data_dir, 120, 4096)
+    paths = log_files(data_dir)
+    for path in paths[-lost:]:
+        path.unlink()
+    last = paths[-lost - 1]
+    missing = f"log file number {len(paths) - lost + 1}, which comes after it, is missing"
+    with pytest.raises(DamagedLog, match=missing) as caught:
+        opened(data_dir, 4096)
+    assert caught.value.subject == last
+    # What says so also says that every batch before it was durable.
+    flip(last, len(last.read_bytes().rstrip(b"\0")) - RECORD_HEADER_BYTES - 1)
+    with pytest.raises(DamagedLog, match=r"batch [0-9]+ is damaged") as caught:
+        opened(data_dir, 4096)
+    assert caught.value.subject == last
+
+
+def test_a_log_without_seals_is_read(data_dir: Path) -> None:
+    """As an earlier pgraft wrote it, or when power failed right before."""
+    fill(data_dir, 120, 4096)
+    it = opened(data_dir, 4096)
+    state = state_of(it)
+    it.close()
+    for path in log_files(data_dir)[:-1]:
+        data = path.read_bytes()
+        path.write_bytes(data[: it._log._files[int(path.name[4:20], 16)].end].ljust(len(data), b"\0"))
+        assert path.read_bytes() != data
+    it = opened(data_dir, 4096)
+    assert state_of(it) == state
+    it.close()
 
 
 def test_torn_tail_is_cut_and_cut_again(data_dir: Path) -> None:
