@@ -151,8 +151,7 @@ class EntryLog:
         data, marks = self._writer.encode(batch, self._synced_batch, state, entries)
         at = self._end
         if at + len(data) + SEAL_BYTES > self._capacity:
-            first_index = entries[0].index if entries else self.index.last + 1
-            self.roll(first_index, SEGMENT_HEADER_BYTES + len(data) + SEAL_BYTES)
+            self.roll(SEGMENT_HEADER_BYTES + len(data) + SEAL_BYTES)
             at = self._end
             data, marks = self._writer.encode(batch, self._synced_batch, state, entries)
         end = at + len(data)
@@ -173,10 +172,14 @@ class EntryLog:
         self._next_batch = batch + 1
         self.hard_state = state
 
-    def roll(self, first_index: int, bytes_needed: int) -> None:
-        """Go on in a new file, large enough for `bytes_needed`; what is in the old one becomes durable."""
+    def roll(self, bytes_needed: int) -> None:
+        """Go on in a new file, large enough for `bytes_needed`; what is in the old one becomes durable.
+
+        It begins behind the last entry, also where the batch to come replaces some: if that batch never
+        comes, they count, and this file may one day be the only one.
+        """
         self.sync()
-        header = self._next_header(first_index, self.hard_state, 0)
+        header = self._next_header(self.index.last + 1, self.hard_state, 0)
         fd, capacity = self._create(header, bytes_needed)
         if self._fd >= 0:
             # From now on the new file, where acknowledged entries will stand, must be there.

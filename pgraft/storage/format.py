@@ -4,7 +4,7 @@ All integers are little-endian. A file starts with SEGMENT_HEADER_BYTES of heade
 
     8s magic, u32 format version, u32 mark, u32 salt, u32 reserved
     u64 sequence          position of this file among all that this log ever had, from 1
-    u64 first_index       the entry index that the first record was expected to carry
+    u64 first_index       the entry index behind the last one before it; the first record may replace some
     u64 first_batch       number of the first batch in it; batches count on from file to file
     u64 term, vote, commit   hard state when the file was made (so that older files can go)
     u64 reset_index       not 0: the log starts anew here, behind the snapshot at this index

@@ -260,6 +260,34 @@ def test_compaction_point_keeps_until_both_limits_are_exceeded(data_dir: Path) -
     it.close()
 
 
+def test_a_new_file_whose_first_batch_never_came_can_be_the_only_one(data_dir: Path, monkeypatch: Any) -> None:
+    """That batch was to replace the last entry, which stayed instead, was committed and compacted."""
+    it = opened(data_dir, 4096)
+    append_many(it, 1, 16)
+    real = files.write_at
+
+    def fail(fd: int, data: bytes, offset: int) -> None:
+        if offset == SEGMENT_HEADER_BYTES:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd, data, offset)
+
+    monkeypatch.setattr(files, "write_at", fail)
+    with pytest.raises(StorageError):
+        it.append(HardState(2, 0, 0), some(16, 16, term=2, data=b"x" * 4000))
+    monkeypatch.undo()
+    it.close()
+    it = opened(data_dir, 4096)
+    assert (it.recovered.files, it.last_index(), it.term(16)) == (2, 16, 1)
+    it.append(HardState(3, 0, 16), [])
+    it.compact(snapshot_at(16))
+    state = state_of(it)
+    it.close()
+    it = opened(data_dir, 4096)
+    assert it.recovered.files == 1
+    assert state_of(it) == state
+    it.close()
+
+
 def test_a_file_that_cannot_be_opened_is_named_whatever_is_asked(data_dir: Path, monkeypatch: Any) -> None:
     it = opened(data_dir, 4096)
     append_many(it, 1, 100)
