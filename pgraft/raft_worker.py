@@ -40,6 +40,7 @@ INBOUND_READ_BYTES = 2 * 1024 * 1024
 HAND_OVER_MS_MAX = 1000
 IDLE_WAKE_MS = 200
 """How often a worker that takes no part looks whether its segment still counts."""
+START_STALL_HINT = "Check the disk and the kernel's log; the node goes on starting when the disk answers."
 STALL_HINT = "Check the disk and the kernel's log, then restart this node with pgraft-launch restart."
 _MS = 1_000_000
 _FAILURES = (StorageError, DiskStalled, InvariantViolation, MembershipError)
@@ -56,7 +57,7 @@ class Stop(Exception):
 class RaftWorker:
     """The rings, the doorbell and the node, and the loop that connects them."""
 
-    def __init__(self, config: NodeConfig, segment: Segment) -> None:
+    def __init__(self, config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
         self._config = config
         self._segment = segment
         self._words = segment.worker
@@ -75,7 +76,7 @@ class RaftWorker:
         self._refused_before = self._words["messages_refused"]
         self._malformed_before = self._words["messages_malformed"]
         self._absurd_before = self._words["messages_absurd"]
-        self._watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
+        self._watch = watch
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -99,6 +100,17 @@ class RaftWorker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._watch.on_stall = self._on_stall_at_start
+
+    def progress(self) -> None:
+        """While it starts: a sign of life, and a look whether the disk was too slow. Raises DiskStalled."""
+        self._beat.store(now_ns())
+        self._watch.next_step()
+
+    def _on_stall_at_start(self, reason: str) -> None:
+        """In the watching thread, while this one hangs."""
+        self._set_state(WorkerState.ERROR, reason)
+        _log_stall_at_start(self._config, reason)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._stopping = True
@@ -131,6 +143,7 @@ class RaftWorker:
     def run(self, node: Node) -> None:
         """Turn after turn, until told to stop. Raises Stop."""
         self._words["joined"] = 1
+        self._watch.stop()
         self._watch = node.core.watch
         self._watch.start(self._on_stall)
         more = False
@@ -258,6 +271,10 @@ class RaftWorker:
             self._sleep(now_ns() + min(IDLE_WAKE_MS, self._config.election_timeout_ms // 4) * _MS)
 
 
+def _log_stall_at_start(config: NodeConfig, reason: str) -> None:
+    log("ERROR", f"node {config.node_id} cannot go on starting: {reason}", hint=START_STALL_HINT)
+
+
 def _hint_of(error: Exception) -> str:
     hint = getattr(error, "hint", "")
     return hint if isinstance(hint, str) and hint else "See the server log; then restart this node."
@@ -279,14 +296,18 @@ def _one_line_errors(config: NodeConfig) -> Iterator[None]:
         raise Stop(EXIT_OPERATOR) from error
 
 
-def _serve(config: NodeConfig, segment: Segment) -> None:
-    worker = RaftWorker(config, segment)
+def _serve(config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
+    worker = RaftWorker(config, segment, watch)
     with _one_line_errors(config):
-        identity = open_identity(config)
         worker.begin()
+        worker.progress()
+        identity = open_identity(config)
+        worker.progress()
         worker.wait_for_init()
-        store = open_durable_state(config, identity)
+        store = open_durable_state(config, identity, worker.progress)
+        worker.progress()
         node = build_node(config, identity, store, worker.source, segment)
+        worker.progress()
     gc.collect()
     gc.freeze()
     # Nearly nothing here makes cycles; looking for them every few hundred objects would cost each commit.
@@ -312,15 +333,23 @@ def _main(data_dir: Path) -> int:
         log("FATAL", f"cannot read {node_json}: {error}", hint="Start the node with pgraft-launch start.")
         return EXIT_OPERATOR
     _raise_file_limit(config.slot_count)
+    watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
+    # Until the lock is held the segment may be another worker's: only the log can tell.
+    watch.start(lambda reason: _log_stall_at_start(config, reason))
     try:
         with lock_data_dir(data_dir):
             segment = attach(config.segment_name)
             try:
-                _serve(config, segment)
+                _serve(config, segment, watch)
             finally:
+                # It must not write to what is unmapped.
+                watch.stop()
                 segment.close()
     except Stop as stop:
         return stop.code
+    except DiskStalled:
+        log("LOG", f"the disk of node {config.node_id} answers again: its raft worker starts anew")
+        return EXIT_AGAIN
     except SegmentError as error:
         log("FATAL", str(error), hint="Start the node with pgraft-launch start.")
         return EXIT_AGAIN

@@ -81,6 +81,7 @@ extern const char *pgraft_attach_problem(void);
 extern void pgraft_use_begin(void);
 extern void pgraft_use_end(void);
 extern PgraftLiveness pgraft_liveness(void);
+extern bool pgraft_worker_has_begun(void);
 extern bool pgraft_supervisor_alive(void);
 extern bool pgraft_copy_block(size_t offset, size_t copy_bytes, int selector_word,
 							  size_t bytes_min, char *copy);

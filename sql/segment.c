@@ -26,7 +26,6 @@
 #define SEGMENT_NAME_BYTES_MAX 200
 #define STAT_BLOCK_BYTES 512
 #define FUTURE_BEAT_NS (1000 * NS_PER_MS)
-#define INITIALIZING_SILENCE_NS (30000 * NS_PER_MS)
 
 PgraftSegment pgraft_segment;
 
@@ -376,15 +375,32 @@ is_within(uint64 boot_ns, int64 ns)
 	return boot_ns <= (uint64) (now + FUTURE_BEAT_NS) && now - (int64) boot_ns <= ns;
 }
 
+/* When the worker's process was started; 0 when that is not known. */
+static uint64
+worker_start_ns(void)
+{
+	return pgraft_header_word(PGRAFT_HEADER_W_WORKER_START) *
+		(UINT64CONST(1000000000) / (uint64) sysconf(_SC_CLK_TCK));
+}
+
+/* Whether the worker's page speaks of the process that the header names, and not of one before it. */
+bool
+pgraft_worker_has_begun(void)
+{
+	uint64		begun = pgraft_worker_word(PGRAFT_WORKER_W_STARTED_BOOT_NS);
+
+	return begun != 0 && begun >= worker_start_ns();
+}
+
 /*
- * Whether the worker can be counted on. A worker that starts up may be silent for longer.
+ * Whether the worker can be counted on. One that starts up beats at each step; before its first one, its
+ * start counts as a beat. (pgraft/shm/segment.py, worker_state, judges likewise.)
  */
 PgraftLiveness
 pgraft_liveness(void)
 {
 	uint64		state;
 	uint64		beat;
-	bool		is_starting;
 
 	if (pgraft_segment.base == NULL || pgraft_header_word(PGRAFT_HEADER_W_RETIRED) != 0)
 		return PGRAFT_ABSENT;
@@ -394,14 +410,12 @@ pgraft_liveness(void)
 		return PGRAFT_ALIVE;
 	if (!process_alive(PGRAFT_HEADER_W_WORKER_PID, PGRAFT_HEADER_W_WORKER_START))
 		return PGRAFT_ABSENT;
+	if (!pgraft_worker_has_begun())
+		beat = Max(beat, worker_start_ns());
+	else if (state == PGRAFT_WORKER_IS_STOPPED && beat == 0)
+		return PGRAFT_ABSENT;	/* it has ended in an orderly way, all but its process */
 	/* A stopped worker that is there and beats is that of a removed node: it answers, and says so. */
-	if (state == PGRAFT_WORKER_IS_STOPPED)
-		return is_within(beat, pgraft_segment.election_timeout_ns) ? PGRAFT_ALIVE : PGRAFT_ABSENT;
-	is_starting = state == PGRAFT_WORKER_IS_INITIALIZING &&
-		(is_within(beat, INITIALIZING_SILENCE_NS) ||
-		 is_within(pgraft_worker_word(PGRAFT_WORKER_W_STARTED_BOOT_NS), INITIALIZING_SILENCE_NS) ||
-		 is_within(pgraft_header_word(PGRAFT_HEADER_W_CREATED_BOOT_NS), INITIALIZING_SILENCE_NS));
-	return is_starting ? PGRAFT_ALIVE : PGRAFT_SILENT;
+	return is_within(beat, pgraft_segment.election_timeout_ns) ? PGRAFT_ALIVE : PGRAFT_SILENT;
 }
 
 static bool

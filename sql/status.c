@@ -461,7 +461,7 @@ worker_state(void)
 		case PGRAFT_WORKER_IS_INITIALIZING:
 			return "initializing";
 		case PGRAFT_WORKER_IS_STOPPED:
-			return "stopped";
+			return pgraft_worker_has_begun() ? "stopped" : "initializing";
 		default:
 			return "error";
 	}

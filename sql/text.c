@@ -91,14 +91,37 @@ pgraft_raise(int sqlstate, const char *payload, size_t length)
 	pg_unreachable();
 }
 
+/*
+ * What the raft worker that is there, and silent, last said of itself; else that it is silent.
+ */
+static char *
+silence(void)
+{
+	if (pgraft_worker_word(PGRAFT_WORKER_W_STATE) == PGRAFT_WORKER_IS_ERROR)
+	{
+		char	   *text = pgraft_segment_text(PGRAFT_WORKER_PAGE + PGRAFT_WORKER_TEXT_ERROR,
+											   PGRAFT_WORKER_TEXT_ERROR_BYTES);
+
+		if (text[0] != '\0')
+			return text;
+	}
+	return "It has been silent for an election timeout: its disk may hang, or the machine is overloaded.";
+}
+
 void
 pgraft_error_gone(void)
 {
+	if (pgraft_liveness() == PGRAFT_SILENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the raft worker of this node does not answer"),
+				 errdetail_internal("%s", silence()),
+				 errhint("See the server log, and: pgraft-launch status -D %s", DataDir)));
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("pgraft is not running on this node"),
 			 errdetail("%s", pgraft_segment.base != NULL ?
-					   "The raft worker is not there, or has been silent for too long." :
+					   "The raft worker is not there." :
 					   psprintf("Its state cannot be read: %s", pgraft_attach_problem())),
 			 errhint("Start it with: pgraft-launch start -D %s", DataDir)));
 	pg_unreachable();
@@ -107,6 +130,15 @@ pgraft_error_gone(void)
 void
 pgraft_warn_gone(void)
 {
+	if (pgraft_liveness() == PGRAFT_SILENT)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the raft worker of this node does not answer"),
+				 errdetail("These are the last values that it left."),
+				 errhint("See the server log, and: pgraft-launch status -D %s", DataDir)));
+		return;
+	}
 	ereport(WARNING,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("pgraft is not running on this node"),

@@ -70,11 +70,12 @@ class NodeStatus:
         self.is_leader = worker["lease_end_ns"] > now_ns()
         if Part.WORKER not in self.processes:
             return
-        self.state = _state_name(worker["state"])
-        if self.state in ("error", "stopped"):
+        state = segment.worker_state(now_ns())
+        self.state = state.name.lower()
+        if state in (WorkerState.ERROR, WorkerState.STOPPED):
             self.error = segment.worker_text("error")
-        elif worker["beat_ns"] + segment.header["election_timeout_ms"] * 1_000_000 < now_ns():
-            self.state, self.error = "error", "the Raft worker has been silent for an election timeout"
+        if state == WorkerState.ERROR and not self.error:
+            self.error = "the Raft worker has been silent for an election timeout"
 
     def as_dict(self) -> dict[str, Any]:
         """The object of `status --json`."""
@@ -134,13 +135,6 @@ class NodeStatus:
             return f"PID {ref.pid}"
         why = self.given_up.get(part)
         return f"not running: {why}" if why else "not running"
-
-
-def _state_name(state: int) -> str:
-    try:
-        return WorkerState(state).name.lower()
-    except ValueError:
-        return "error"
 
 
 def _identity(config: NodeConfig | None, settings: Reader) -> tuple[str, int, str]:

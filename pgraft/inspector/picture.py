@@ -204,9 +204,7 @@ def _state(segment: Segment, processes: dict[str, Process], now: int) -> str:
     if not processes["worker"].alive:
         # A worker that gave up on an error is gone, and its supervisor stays and vouches for it.
         return state if state == "error" and processes["supervisor"].alive else "stopped"
-    beat = ms_since(segment.worker["beat_ns"], now)
-    silent = beat is None or beat > segment.header["election_timeout_ms"]
-    return "error" if state == "running" and silent else state
+    return segment.worker_state(now).name.lower()
 
 
 def _counters(page: WordPage) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -109,15 +110,17 @@ def _quiet(config: NodeConfig, identity: Identity, store: Store, now: int) -> tu
     return quiet, msgspec.structs.replace(identity, election_timeout_ms=longest)
 
 
-def open_durable_state(config: NodeConfig, identity: Identity) -> Store:
-    """The store, with the initial membership in it at the first start. Raises StorageError."""
-    store = open_store(Path(config.data_dir), segment_bytes=config.log_segment_bytes)
+def open_durable_state(config: NodeConfig, identity: Identity, progress: Callable[[], None]) -> Store:
+    """The store, with the initial membership in it at the first start. Raises StorageError, and what
+    `progress` raises, which is called again and again meanwhile."""
+    store = open_store(Path(config.data_dir), segment_bytes=config.log_segment_bytes, progress=progress)
     if not store.is_empty or config.initial_cluster_state != "new" or identity.formed:
         return store
     nodes = tuple(MemberNode(m.node_id, m.address, m.port) for m in config.initial_cluster)
     voters = ConfState(voters=tuple(node.node_id for node in nodes))
     first = Membership(nodes, (), voters)
     store.bootstrap(first.to_snapshot(BOOTSTRAP_INDEX, BOOTSTRAP_TERM))
+    progress()
     store.append(HardState(BOOTSTRAP_TERM, 0, BOOTSTRAP_INDEX), [])
     return store
 

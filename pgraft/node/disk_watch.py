@@ -4,6 +4,9 @@ A sync that hangs holds the worker's one thread, and a process in such a call ca
 second thread looks on: the worker counts up at every step of its work and says when it sleeps; one step that
 lasts longer than `pgraft.disk_stall_timeout` ends the node's part in consensus, at once and for good.
 
+A worker that starts is watched from its first call on. It has promised nothing: another one starts when the
+disk answers.
+
 Only time that this thread has lived through counts: a process that was stopped, or a machine that was
 suspended, in the middle of a sync has no bad disk.
 """
@@ -25,7 +28,10 @@ class DiskStalled(Exception):
 
 
 class DiskWatch:
-    """The worker's thread writes `step` and `idle`, the watching one `stalled`."""
+    """The worker's thread writes `step`, `idle` and `on_stall`, the watching one `stalled`."""
+
+    on_stall: Callable[[str], None]
+    """Gets the reason, once, in the watching thread."""
 
     def __init__(self, stall_ms: int, data_dir: str) -> None:
         self.step = 0
@@ -40,13 +46,14 @@ class DiskWatch:
         self._last_ns = 0
 
     def start(self, on_stall: Callable[[str], None]) -> None:
-        """Watch from now on. `on_stall` gets the reason, once, in the watching thread."""
+        """Watch from now on."""
+        self.on_stall = on_stall
         self._last_ns = clock()
 
         def run() -> None:
             while not self._over.wait(self._period_ms / 1000):
                 if self.look(clock()):
-                    on_stall(self.stalled)
+                    self.on_stall(self.stalled)
                     return
 
         threading.Thread(target=run, name="disk watch", daemon=True).start()
@@ -66,7 +73,7 @@ class DiskWatch:
         if self._quiet_ns < self._stall_ms * _MS:
             return False
         self.stalled = (
-            f'a write or sync below "{self._data_dir}" has not returned for {self._quiet_ns // _MS} ms,'
+            f'a read, write or sync below "{self._data_dir}" has not returned for {self._quiet_ns // _MS} ms,'
             f" longer than pgraft.disk_stall_timeout ({self._stall_ms} ms)"
         )
         return True

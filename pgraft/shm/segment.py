@@ -18,13 +18,15 @@ from pathlib import Path
 
 from pgraft.shm import layout
 from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL
-from pgraft.shm.layout import PAGE_BYTES, SLOT_BACKEND_WORDS, SLOT_WORKER_WORDS, align
+from pgraft.shm.layout import PAGE_BYTES, SLOT_BACKEND_WORDS, SLOT_WORKER_WORDS, WorkerState, align
 from pgraft.shm.rings import RingReader, RingWriter, WordRef
 from pgraft.shm.words import WordPage, now_ns
 
 NAME_PREFIX = "pgraft."
 SHM_DIR = Path("/dev/shm")
 _U64_MAX = 2**64 - 1
+_FUTURE_BEAT_NS = 1_000_000_000
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class SegmentError(Exception):
@@ -88,6 +90,27 @@ class Segment:
         self._words[at // 8] = 0
         self._buffer[at + 8 : at + 8 + len(data)] = data
         self._words[at // 8] = len(data)
+
+    def worker_state(self, now_ns: int) -> WorkerState:
+        """The state of the worker whose process the header names and whose process lives.
+
+        As sql/segment.c judges it (pgraft_liveness): a worker that is there, and silent, is an error.
+        """
+        worker, started_ns = self.worker, self.header["worker_start"] * (1_000_000_000 // _TICKS_PER_S)
+        has_begun = worker["started_boot_ns"] >= max(started_ns, 1)
+        if has_begun and worker["state"] == WorkerState.STOPPED and worker["beat_ns"] == 0:
+            return WorkerState.STOPPED
+        beat_ns = worker["beat_ns"] if has_begun else max(worker["beat_ns"], started_ns)
+        # A beat that lies well ahead is none of ours.
+        oldest_ns = now_ns - self.header["election_timeout_ms"] * 1_000_000
+        if not oldest_ns <= beat_ns <= now_ns + _FUTURE_BEAT_NS:
+            return WorkerState.ERROR
+        if worker["state"] == WorkerState.STOPPED and not has_begun:
+            return WorkerState.INITIALIZING
+        try:
+            return WorkerState(worker["state"])
+        except ValueError:
+            return WorkerState.ERROR
 
     # --- rings ----------------------------------------------------------------------------------
 

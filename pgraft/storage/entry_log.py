@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
 
 from pgraft.raft.types import Entry, HardState
@@ -63,12 +64,12 @@ class EntryLog:
 
     # --- start ---------------------------------------------------------------------------------
 
-    def open(self, paths: dict[int, Path]) -> None:
+    def open(self, paths: dict[int, Path], progress: Callable[[], None]) -> None:
         """Replay the given files (by sequence, in order), cut a torn tail, and be ready to append.
 
         DamagedLog when they are not whole. With no files the first append makes one.
         """
-        replay = Replay(index=self.index, next_batch=0, hard_state=HardState())
+        replay = Replay(index=self.index, next_batch=0, hard_state=HardState(), progress=progress)
         newest = max(paths, default=0)
         for sequence, path in paths.items():
             try:
@@ -110,7 +111,7 @@ class EntryLog:
         cannot be repeated; so those not known to be durable are written once more, and synced.
         """
         file = self._current
-        self.cut_bytes = torn_tail_bytes(fd, file.path, file.header, file.end, replay.next_batch)
+        self.cut_bytes = torn_tail_bytes(fd, file.path, file.header, file.end, replay)
         if self.cut_bytes:
             files.truncate(fd, file.end)
         start = self._unsynced_start(fd, replay)

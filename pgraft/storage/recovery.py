@@ -16,6 +16,7 @@ once a record (a million times, at worst), which is why it is one function with 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -51,6 +52,8 @@ class Replay(msgspec.Struct, kw_only=True):
     index: LogIndex
     next_batch: int
     hard_state: HardState
+    progress: Callable[[], None]
+    """Called for each chunk that is read."""
     last_record: int = 0
     """Offset of the newest file's last record of a whole batch, 0 when it has none."""
 
@@ -105,6 +108,7 @@ def replay_file(fd: int, path: Path, header: SegmentHeader, replay: Replay) -> i
     end = at = SEGMENT_HEADER_BYTES
     following, term, next_point = index.last + 1, 0, 0
     while window.move(at, RECORD_HEADER_BYTES):
+        replay.progress()
         view, base, filled = window.view, window.base, window.filled
         pos, last_good, needed = 0, -1, 0
         while pos + RECORD_HEADER_BYTES <= filled:
@@ -163,24 +167,25 @@ def _take_in(
         index.add(sequence, offset, first, count, term, bool(flags & CONF_CHANGE))
 
 
-def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, next_batch: int) -> int:
+def torn_tail_bytes(fd: int, path: Path, header: SegmentHeader, end: int, replay: Replay) -> int:
     """How many bytes behind `end`, where the good batches of the newest file end, are not zero's rest.
 
     0: the log ends cleanly. More: a torn tail, to be cut. DamagedLog when a good record there says
-    that batch `next_batch`, which does not read back, was durable, or that there was a newer file.
+    that the next batch, which does not read back, was durable, or that there was a newer file.
     """
     size = files.size_of(fd)
     wanted = mark_bytes(header.mark)
     last_used = end
     at = end
     while at < size:
+        replay.progress()
         data = read_part(fd, path, at, min(CHUNK_BYTES, size - at))
         used = len(data.rstrip(b"\0"))
         if used:
             last_used = at + used
         found = data.find(wanted)
         while found >= 0:
-            _check_later_record(fd, path, header, at + found, end, next_batch)
+            _check_later_record(fd, path, header, at + found, end, replay.next_batch)
             found = data.find(wanted, found + 1)
         if at + len(data) == size:
             break

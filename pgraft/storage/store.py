@@ -9,7 +9,7 @@ on, and a second sync that succeeds would not mean that the first one's data is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,18 +36,23 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     took_ms: int
 
 
-def open_store(data_dir: Path, *, segment_bytes: int) -> Store:
+def _unwatched() -> None:
+    """Nobody wants to hear of the progress."""
+
+
+def open_store(data_dir: Path, *, segment_bytes: int, progress: Callable[[], None] = _unwatched) -> Store:
     """Recover the Raft state below `data_dir`, whose lock the caller holds.
 
+    `progress` is called every megabyte or so: a long log takes long, and so does a disk that hangs.
     DamagedLog (a StorageError) when what was durable does not read back: the node must not start.
     """
-    return Store(data_dir, segment_bytes)
+    return Store(data_dir, segment_bytes, progress)
 
 
 class Store:
     """Entries from first_index to last_index on disk, the snapshot just before them, and the hard state."""
 
-    def __init__(self, data_dir: Path, segment_bytes: int) -> None:
+    def __init__(self, data_dir: Path, segment_bytes: int, progress: Callable[[], None]) -> None:
         started_ns = time.monotonic_ns()
         self._directory = data_dir / RAFT_NAME
         self._log = EntryLog(self._directory, segment_bytes)
@@ -60,7 +65,7 @@ class Store:
         self.sync_ns_max = 0
         self._hard_state = HardState()
         try:
-            self._recover()
+            self._recover(progress)
         except OSError as error:
             raise failed_call("open the Raft state", self._directory, error) from error
         self.recovered = Recovered(
@@ -72,15 +77,16 @@ class Store:
 
     # --- start ---------------------------------------------------------------------------------
 
-    def _recover(self) -> None:
+    def _recover(self, progress: Callable[[], None]) -> None:
         self._prepare_directory()
+        progress()
         self._stored = stored = snapshots.load_newest(self._directory)
         paths = log_file.list_files(self._directory)
         if stored:
             self._snapshot = stored.snapshot
             paths = self._wanted_files(paths, stored)
             snapshots.remove_others(self._directory, stored.path)
-        self._log.open(self._without_unfinished_reset(paths))
+        self._log.open(self._without_unfinished_reset(paths), progress)
         self._check_recovered()
 
     def _prepare_directory(self) -> None:

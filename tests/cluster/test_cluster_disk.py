@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pwd
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -124,6 +125,70 @@ def test_a_sync_that_hangs_is_noticed_while_it_hangs(template: Path) -> None:
         # A stop does not wait for a disk that hangs.
         leader.launch("restart", "-l", str(leader.log))
         it.check()
+
+
+SILENT_WORKER = "the raft worker of this node does not answer"
+
+
+def _is_silent(node: Node) -> None:
+    """Whoever asks hears at once that the worker is there and does not answer."""
+    eventually(lambda: node.status()["state"] == "error", "state error")
+    with node.connect() as session:
+        notices: list[str | None] = []
+        session.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+        row = session.execute("SELECT pgraft_get_worker_state(), pgraft_is_leader(), pgraft_get_leader()")
+        assert row.fetchone() == ("error", False, 0)
+        session.execute("SELECT pgraft_get_term()")
+        assert notices == [SILENT_WORKER]
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=SILENT_WORKER) as caught:
+            session.execute("SELECT pgraft_replicate_entry('refused')")
+        assert "pgraft-launch status" in (caught.value.diag.message_hint or "")
+
+
+@pytest.mark.parametrize("part", ["*", "/raft", "identity"])
+def test_a_disk_that_hangs_while_the_worker_starts_is_noticed(template: Path, part: str) -> None:
+    """Of its successor, first in the lock of the directory, then in the log, then in the identity; and of
+    the first worker of a start."""
+    with pgcluster.cluster(template, 0, **TIMING, disk_stall_timeout=str(STALL_MS)) as cluster:
+        made: list[DiskFaults] = []
+        cluster.up(1, lambda node: made.append(node.with_disk_faults()))
+        node, faults = cluster.nodes[0], made[0]
+        assert node.value("SELECT pgraft_replicate_entry('kept')") is True
+        said = f"ERROR:  pgraft: node {node.node_id} cannot go on starting: "
+        again = f"the disk of node {node.node_id} answers again"
+        try:
+            if part == "identity":
+                # It is written where a longer promise must be remembered.
+                with (node.pgdata / "postgresql.conf").open("a") as conf:
+                    conf.write("pgraft.election_timeout = 600\n")
+                node.stop()
+            faults.set(hang("fsync", part=part))
+            if part == "identity":
+                failed = node.start("-t", "60", ok=False)
+                assert failed.returncode == 1
+                assert "pgraft.disk_stall_timeout" in failed.stderr
+            else:
+                os.kill(node.pid("worker"), signal.SIGKILL)
+            eventually(lambda: said in node.log_text(), "a line in the server log")
+            assert f"longer than pgraft.disk_stall_timeout ({STALL_MS} ms)" in node.log_text()
+            assert str(node.raft_dir) in node.log_text()
+            assert not faults.calls("released"), "all this while the call had not returned"
+            _is_silent(node)
+            if part != "*":
+                assert "pgraft.disk_stall_timeout" in node.status()["error"]
+            faults.clear()
+            eventually(lambda: again in node.log_text(), "the end of the call")
+            eventually(lambda: node.status()["is_leader"], "leader again")
+            assert node.log_text().count(said) == 1
+            assert node.value("SELECT pgraft_replicate_entry('more')") is True
+            if part == "*":
+                node.stop()
+                faults.set(hang("fsync"))
+                assert node.start("-t", "5", ok=False).returncode == 1
+                _is_silent(node)
+                assert node.log_text().count(said) == 2
+        finally:
+            faults.clear()
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ class Rig:
             self.segment.worker[name] = 0
         self.segment.outbound_reader().skip_all()
         identity = open_identity(given)
-        store = open_durable_state(given, identity)
+        store = open_durable_state(given, identity, lambda: None)
         self.source = CommandSource(self.segment, Path(given.data_dir) / "run", given.max_entry_bytes)
         self.node: Node = build_node(given, identity, store, self.source, self.segment)
         self._out = self.segment.outbound_reader()

@@ -224,7 +224,7 @@ class SimNode:
         self.segment.worker["epoch"] += 1
         self.source = CommandSource(self.segment, data_dir / "run", self.config.max_entry_bytes)
         self.source.answer_taken_earlier(RESTARTED)
-        store = open_durable_state(self.config, identity)
+        store = open_durable_state(self.config, identity, lambda: None)
         self.node = build_node(self.config, identity, store, self.source, self.segment)
         self.inbox = []
         self.frozen = False

@@ -8,6 +8,7 @@ import pytest
 
 from pgraft import raft_worker
 from pgraft.node.commands import Command
+from pgraft.node.disk_watch import DiskWatch
 from pgraft.raft_worker import RaftWorker, Stop
 from tests.support.node_sim import Sim
 
@@ -31,7 +32,7 @@ def test_the_time_of_a_turn_is_read_after_the_records(
     sim.form(3)
     node = sim.wait_leader() if stopping else sim.followers(sim.wait_leader())[0]
     Path(node.config.data_dir, "run").mkdir(exist_ok=True)
-    worker = RaftWorker(node.config, node.segment)
+    worker = RaftWorker(node.config, node.segment, DiskWatch(1000, node.config.data_dir))
     clock = Ticking()
     turns: list[int] = []
 

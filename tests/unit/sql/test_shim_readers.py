@@ -17,6 +17,7 @@ from pgraft.shm.words import now_ns
 from tests.support.shim_harness import ELECTION_TIMEOUT_MS, FakeRuntime, Server, start_ticks, until
 
 GONE = "pgraft is not running on this node"
+SILENT = "the raft worker of this node does not answer"
 
 
 def test_the_version_is_that_of_the_source(pg: Server) -> None:
@@ -125,9 +126,16 @@ def test_a_silent_worker_is_an_error(pg: Server, runtime: FakeRuntime) -> None:
         assert session.value("SELECT pgraft_get_leader()") == 0
         assert session.messages == []
         assert session.value("SELECT pgraft_get_term()") == 5
-        assert session.messages == [("WARNING", GONE)]
-        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=GONE):
+        assert session.messages == [("WARNING", SILENT)]
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=SILENT) as caught:
             session.value("SELECT pgraft_replicate_entry('x')")
+        assert "silent for an election timeout" in (caught.value.diag.message_detail or "")
+        assert "pgraft-launch status" in (caught.value.diag.message_hint or "")
+        runtime.segment.set_worker_text("error", "the disk of this node hangs")
+        runtime.segment.worker["state"] = WorkerState.ERROR
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=SILENT) as caught:
+            session.value("SELECT pgraft_replicate_entry('x')")
+        assert caught.value.diag.message_detail == "the disk of this node hangs"
 
 
 def test_a_dead_worker_is_stopped(pg: Server, runtime: FakeRuntime) -> None:
@@ -192,15 +200,41 @@ def test_nodes_that_leave_are_no_members(pg18: Server, runtime: FakeRuntime) -> 
         assert session.rows("SELECT * FROM pgraft_get_learners()") == [(3, "c", 3)]
 
 
-def test_a_worker_that_starts_may_be_silent(pg18: Server, runtime: FakeRuntime) -> None:
+@pytest.mark.parametrize("state", [WorkerState.STOPPED, WorkerState.RUNNING])
+def test_a_worker_that_has_not_begun(pg18: Server, runtime: FakeRuntime, state: WorkerState) -> None:
+    """Its start counts as a beat; what the page says is that of the worker before it, or of none."""
+    runtime.stop()
+    worker, header = runtime.segment.worker, runtime.segment.header
+    worker["state"], worker["beat_ns"], worker["started_boot_ns"] = state, 0, 1
+    with subprocess.Popen(["sleep", "60"]) as child, pg18.connect() as session:
+        try:
+            header["election_timeout_ms"] = 10_000
+            header["epoch"] += 1
+            header["worker_pid"], header["worker_start"] = child.pid, start_ticks(child.pid)
+            shown = "initializing" if state == WorkerState.STOPPED else "running"
+            until(lambda: session.value("SELECT pgraft_get_worker_state()") == shown, shown)
+            assert runtime.segment.worker_state(now_ns()).name.lower() == shown
+            header["election_timeout_ms"] = 100
+            header["epoch"] += 1
+            until(lambda: session.value("SELECT pgraft_get_worker_state()") == "error", "error")
+            assert runtime.segment.worker_state(now_ns()) == WorkerState.ERROR
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=SILENT):
+                session.value("SELECT pgraft_replicate_entry('x')")
+            assert session.value("SELECT pgraft_get_leader()") == 0
+            # It has begun, and ended, and only its process is there still.
+            worker["started_boot_ns"], worker["state"] = now_ns(), WorkerState.STOPPED
+            assert session.value("SELECT pgraft_get_worker_state()") == "stopped"
+            assert runtime.segment.worker_state(now_ns()) == WorkerState.STOPPED
+        finally:
+            child.kill()
+
+
+def test_a_worker_that_starts_and_is_silent_is_an_error(pg18: Server, runtime: FakeRuntime) -> None:
     runtime.stop()
     runtime.segment.worker["state"] = WorkerState.INITIALIZING
-    runtime.segment.worker["beat_ns"] = 0
     with pg18.connect() as session:
-        assert session.value("SELECT pgraft_get_worker_state()") == "initializing"
-        runtime.segment.worker["started_boot_ns"] = 1
-        runtime.segment.header["created_boot_ns"] = 1
-        assert session.value("SELECT pgraft_get_worker_state()") == "error"
+        until(lambda: session.value("SELECT pgraft_get_worker_state()") == "error", "error")
+        assert runtime.segment.worker_state(now_ns()) == WorkerState.ERROR
 
 
 def test_a_block_that_was_half_written_leaves_the_other(pg18: Server, runtime: FakeRuntime) -> None:

@@ -260,7 +260,9 @@ def test_compaction_point_keeps_until_both_limits_are_exceeded(data_dir: Path) -
     it.close()
 
 
-def test_a_new_file_whose_first_batch_never_came_can_be_the_only_one(data_dir: Path, monkeypatch: Any) -> None:
+def test_a_new_file_whose_first_batch_never_came_can_be_the_only_one(
+    data_dir: Path, monkeypatch: Any
+) -> None:
     """That batch was to replace the last entry, which stayed instead, was committed and compacted."""
     it = opened(data_dir, 4096)
     append_many(it, 1, 16)
