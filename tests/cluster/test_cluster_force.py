@@ -31,6 +31,17 @@ def lose(node: Node) -> None:
     shutil.rmtree(node.pgdata)
 
 
+def test_the_segment_of_a_lost_machine_is_cleaned_up(template: Path) -> None:
+    with pgcluster.cluster(template, 0) as cluster:
+        node = cluster.add(1)[0]
+        node.init(cluster.initial_list())
+        node.start()
+        left = Path("/dev/shm", node.segment_name)
+        lose(node)
+        assert left.exists()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_cluster_that_lost_its_majority_goes_on_from_one_survivor(template: Path, count: int) -> None:
     with pgcluster.cluster(template, count, election_timeout="500", heartbeat_interval="50") as cluster:

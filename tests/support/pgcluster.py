@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from pgraft.shm import segment as segments
 from tests.support.disk_faults import DiskFaults
 
 LAUNCH = str(Path(sys.executable).parent / "pgraft-launch")
@@ -390,8 +391,12 @@ class Cluster:
     def destroy(self) -> None:
         """End everything that was started, and remove the folder."""
         for node in self.nodes:
-            if not node.pgdata.exists():
-                continue
+            self._end(node)
+            self._unlink_segment(node)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _end(self, node: Node) -> None:
+        if node.pgdata.exists():
             for process in self._alive(node):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGCONT)
@@ -399,8 +404,6 @@ class Cluster:
             for process in self._alive(node):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            self._unlink_segment(node)
-        shutil.rmtree(self.root, ignore_errors=True)
 
     def _alive(self, node: Node) -> list[psutil.Process]:
         """Processes that name this node's directories on their command line, or stand in its directory."""
@@ -414,8 +417,10 @@ class Cluster:
         return found
 
     def _unlink_segment(self, node: Node) -> None:
-        with contextlib.suppress(OSError):
-            Path("/dev/shm", node.segment_name).unlink()
+        """By the path in its name: the run directory that tells the name may be lost with the rest."""
+        of_path = segments.segment_name(node.raft_dir).rpartition(".")[2]
+        for left in segments.SHM_DIR.glob(f"{segments.NAME_PREFIX}*.{of_path}"):
+            left.unlink(missing_ok=True)
 
 
 def make_template(major: int, at: Path) -> Path:
