@@ -81,7 +81,12 @@ def _waiting(parser: argparse.ArgumentParser) -> None:
 
 
 def _starting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-l", "--log", metavar="FILE", help="append the log of all processes to FILE")
+    parser.add_argument(
+        "-l",
+        "--log",
+        metavar="FILE",
+        help="append the log of all processes to FILE (default: DIR.log, beside the data directory)",
+    )
     _options_flag(parser)
 
 

@@ -17,7 +17,7 @@ from pgraft.shm import segment as segments
 from pgraft.shm.layout import WorkerState
 from pgraft_launcher import daemon, prepare, rundir, tls
 from pgraft_launcher.errors import LaunchError
-from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
+from pgraft_launcher.logfile import ServerLog, open_log
 from pgraft_launcher.node import Node
 from pgraft_launcher.pages import Pages
 from pgraft_launcher.policy import Part
@@ -40,7 +40,7 @@ class StartOptions:
 def start(node: Node, settings: Reader, options: StartOptions) -> None:
     """Start the node as a daemon and wait until it serves. LaunchError when it does not."""
     lock = _lock(node)
-    log = _open_log(node, options.log or _log_to_go_on(node))
+    log = open_log(node.pgdata, options.log or _log_to_go_on(node))
     _prepare(node, settings, log.path, options.progress)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     argv = daemon.supervisor_argv(node.data_dir, report_fd=writer, lock_fd=lock)
@@ -78,14 +78,6 @@ def _log_to_go_on(node: Node) -> str | None:
     """Of a node that is taken over, the log that its processes write to."""
     record = node.record()
     return record.plan.log or None if record is not None and node.living() else None
-
-
-def _open_log(node: Node, path: str | None) -> ServerLog:
-    chosen = os.path.abspath(path) if path else os.path.join(node.data_dir, DEFAULT_NAME)
-    try:
-        return ServerLog(chosen, is_default=path is None)
-    except OSError as error:
-        raise LaunchError(f"cannot open the log file {chosen}: {error.strerror}") from error
 
 
 def _prepare(node: Node, settings: Reader, log: str, progress: Progress) -> None:

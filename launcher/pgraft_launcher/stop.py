@@ -11,7 +11,7 @@ from pgraft.postgres import binaries, process
 from pgraft.postgres.process import ProcessRef
 from pgraft_launcher import daemon, rundir, tls
 from pgraft_launcher.errors import LaunchError
-from pgraft_launcher.logfile import DEFAULT_NAME, ServerLog
+from pgraft_launcher.logfile import open_log
 from pgraft_launcher.node import Node
 from pgraft_launcher.policy import Part, StopMode
 from pgraft_launcher.progress import Progress
@@ -74,15 +74,23 @@ def _stop_orphans(node: Node, options: StopOptions) -> int:
         raise LaunchError("another command is starting or stopping the node", hint="try again")
     record = node.record()
     rundir.save(Record(record.plan if record else _plan_without_record(node), None, living))
-    log = ServerLog(os.path.join(node.data_dir, DEFAULT_NAME), is_default=True)
+    log = _log_descriptor(node, record)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     argv = daemon.supervisor_argv(
         node.data_dir, report_fd=writer, lock_fd=lock, stop=STOP_MODES.index(options.mode)
     )
-    daemon.spawn(argv, log.descriptor, [writer, lock])
-    for number in (writer, lock, log.descriptor):
+    daemon.spawn(argv, log, [writer, lock])
+    for number in (writer, lock, log):
         os.close(number)
     return reader
+
+
+def _log_descriptor(node: Node, record: Record | None) -> int:
+    """Where the node has logged; our own stderr where that cannot be opened: it stops all the same."""
+    try:
+        return open_log(node.pgdata, record.plan.log or None if record else None).descriptor
+    except LaunchError:
+        return os.dup(2)
 
 
 def _plan_without_record(node: Node) -> Plan:

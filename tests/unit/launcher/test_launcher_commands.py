@@ -69,6 +69,20 @@ def one_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
     return line
 
 
+def test_without_l_the_log_is_not_on_the_file_system_of_the_raft_state(node: OneNode) -> None:
+    log = Path(f"{node.pgdata}.log")
+    assert f"log in {log}" in node.do("start").stdout
+    assert "ready to accept connections" in log.read_text()
+    assert not list(node.raft_dir.glob("*.log"))
+    node.do("stop")
+    log.unlink()
+    log.mkdir()  # as where the server's user may not write
+    line = one_line(node.do("start"))
+    assert f"cannot open the log file {log}" in line
+    assert "-l FILE" in line
+    log.rmdir()
+
+
 def test_exit_codes_are_those_of_pg_ctl(node: OneNode) -> None:
     assert node.do("status").returncode == 3
     assert "is not running" in one_line(node.do("stop"))
