@@ -235,8 +235,8 @@ BREAKS = {
     ),
     "hard_state_lost_in_a_new_file": Break(
         "pgraft.storage.entry_log",
-        "header = self._next_header(first_index, self.hard_state, 0)",
-        "header = self._next_header(first_index, HardState(), 0)",
+        "header = self._next_header(self.index.last + 1, self.hard_state, 0)",
+        "header = self._next_header(self.index.last + 1, HardState(), 0)",
         "tests/unit/storage/test_storage_crash.py::test_every_crash_point_leaves_an_allowed_state",
     ),
     "truncation_comes_back_after_restart": Break(

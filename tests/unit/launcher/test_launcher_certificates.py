@@ -18,7 +18,7 @@ from pgraft.transport.tls_files import TlsFiles, TlsFilesWrong, Whom
 from pgraft_launcher import certificates
 from pgraft_launcher.certificates import Authority, ensure, files_of
 from pgraft_launcher.errors import LaunchError
-from pgraft_launcher.logfile import DEFAULT_NAME
+from pgraft_launcher.logfile import default_path
 from tests.support.pgcluster import eventually
 from tests.unit.launcher.launcher_node import OneNode
 from tests.unit.launcher.test_launcher_init import setting
@@ -130,7 +130,7 @@ def test_a_reload_that_nobody_heard_is_an_error(node: OneNode) -> None:
     good = key.read_bytes()
     key.write_bytes(b"nonsense")
     os.kill(node.status()["pids"]["network"], signal.SIGKILL)
-    log = node.raft_dir / DEFAULT_NAME
+    log = Path(default_path(str(node.pgdata)))
     eventually(lambda: "giving it up" in log.read_text(), "a network process that cannot start")
     # The files are good again; but who would read them is not there.
     key.write_bytes(good)
