@@ -164,7 +164,7 @@ def _lock_files(pgdata: str, socket_dirs: list[str]) -> list[LockFile]:
     for path in (path for folder in sorted(folders) for path in _socket_locks(folder)):
         socket_lines = _read_lines(path)
         owner = _pid_of(socket_lines) if socket_lines else 0
-        if socket_lines and owner and (owner == pid or _is_same(socket_lines[1], pgdata)):
+        if socket_lines and owner and _is_mine(socket_lines[1], pgdata, same_process=owner == pid):
             found.append(LockFile(path, owner))
     return found
 
@@ -186,8 +186,10 @@ def _pid_of(lines: list[str]) -> int:
     return pid if pid <= PID_MAX else 0
 
 
-def _is_same(path: str, other: str) -> bool:
-    return bool(path) and os.path.realpath(path) == os.path.realpath(other)
+def _is_mine(named: str, pgdata: str, *, same_process: bool) -> bool:
+    """Whether a socket's lock file is this directory's: it names it, or names none and the same process. A
+    stale pid may have come to another server's postmaster, whose lock is none of ours."""
+    return os.path.realpath(named) == os.path.realpath(pgdata) if named else same_process
 
 
 def _read_lines(path: str) -> list[str] | None:

@@ -48,9 +48,9 @@ class Dying:
 
 
 @contextlib.contextmanager
-def held_dying(uid: int) -> Iterator[Dying]:
-    """A dying process of this user, for as long as wanted. Skips the test where that is not permitted."""
-    with _keeper("dying", str(uid), environment=dict(os.environ)) as keeper:
+def held_dying(uid: int, directory: Path) -> Iterator[Dying]:
+    """A dying process of this user in this directory, for as long as wanted. Skips the test where that is not permitted."""
+    with _keeper("dying", str(uid), str(directory), environment=dict(os.environ)) as keeper:
         said = _line(keeper)
         if said == "":
             keeper.wait()
@@ -84,13 +84,14 @@ def _never_reap(argv: list[str]) -> None:
     sys.stdin.read()
 
 
-def _keep_dying(uid: int) -> None:
+def _keep_dying(uid: int, directory: str) -> None:
     """The first process of a PID namespace cannot end before all others of it are reaped: one is, late."""
     if ctypes.CDLL(None).unshare(_CLONE_NEWPID) != 0:
         sys.exit(_NOT_PERMITTED)
     first = os.fork()
     if first == 0:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, b"postgres", 0, 0, 0)
+        os.chdir(directory)
         os.setuid(uid)
         signal.pause()
     other = os.fork()
@@ -104,6 +105,6 @@ def _keep_dying(uid: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "dying":
-        _keep_dying(int(sys.argv[2]))
+        _keep_dying(int(sys.argv[2]), sys.argv[3])
     else:
         _never_reap(sys.argv[2:])

@@ -208,7 +208,7 @@ def test_it_starts_where_nobody_reaps_the_dead(node: OneNode, pid_file: str) -> 
 
 def test_it_waits_for_a_postmaster_that_is_still_dying(node: OneNode) -> None:
     left = _dead(node)
-    with undead.held_dying(node.root.stat().st_uid) as dying:
+    with undead.held_dying(node.root.stat().st_uid, node.pgdata) as dying:
         left.name_in_locks(dying.pid)
         start = subprocess.Popen(node.argv("start"), env=environment(), cwd="/", stderr=subprocess.PIPE)
         eventually(lambda: start.poll() is not None or _has_worker(node), "the start to come to PostgreSQL")

@@ -182,12 +182,14 @@ def test_locks_of_a_postgres_are_stale_only_in_another_directory(tmp_path: Path)
     for folder, expected in ((tmp_path, []), (tmp_path / "elsewhere", ["postmaster.pid"])):
         child = subprocess.Popen([str(program), "60"], cwd=folder)
         (tmp_path / "postmaster.pid").write_text(lock_text(child.pid, tmp_path))
+        # The other one has a socket in the same folder.
+        (tmp_path / ".s.PGSQL.5434.lock").write_text(lock_text(child.pid, tmp_path / "elsewhere"))
         assert stale(tmp_path) == expected
         end(child)
 
 
 def test_a_dying_process_that_a_lock_names_is_waited_for(tmp_path: Path) -> None:
-    with undead.held_dying(os.getuid()) as dying:
+    with undead.held_dying(os.getuid(), tmp_path) as dying:
         (tmp_path / "postmaster.pid").write_text(lock_text(dying.pid, tmp_path))
         assert process.identify_dying(os.getpid()) is None
         [ref] = postmaster.find_dying(str(tmp_path), [])
