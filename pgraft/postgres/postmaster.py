@@ -137,7 +137,8 @@ def _why_stale(pid: int, pgdata: str) -> str:
         return "" if alive else "it is empty or damaged, and no process of its data directory lives"
     if process.is_zombie(pid):
         return f"its process {pid} is dead, and only waits for its parent to take note"
-    if process.runs_something_else(pid, pgdata, EXECUTABLE):
+    # One that is dying is waited for, whatever it was.
+    if process.identify_dying(pid) is None and process.runs_something_else(pid, pgdata, EXECUTABLE):
         return f"process {pid} is no PostgreSQL of this data directory"
     return ""
 

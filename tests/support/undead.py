@@ -49,7 +49,8 @@ class Dying:
 
 @contextlib.contextmanager
 def held_dying(uid: int, directory: Path) -> Iterator[Dying]:
-    """A dying process of this user in this directory, for as long as wanted. Skips the test where that is not permitted."""
+    """A dying process of this user in this directory, for as long as wanted; where that is not permitted the
+    test is skipped."""
     with _keeper("dying", str(uid), str(directory), environment=dict(os.environ)) as keeper:
         said = _line(keeper)
         if said == "":
