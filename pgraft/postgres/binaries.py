@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pgraft import ownership, privileges
 from pgraft.postgres.errors import PostgresError
 
 VERSION_MIN = 16
@@ -37,8 +38,24 @@ class Installation:
         return run([self.program("pg_config"), option]).strip()
 
 
+def check_runnable(program: str) -> None:
+    """Root runs a program only when nobody else could have put it there. PostgresError otherwise."""
+    if not privileges.is_root():
+        return
+    try:
+        other = ownership.who_else(program)
+    except OSError as error:
+        raise PostgresError(f"cannot run {program}: {error.strerror}") from error
+    if other is not None:
+        raise PostgresError(
+            f"root does not run {program}: others than root can change {other.path}",
+            hint="run this as the user that PostgreSQL belongs to",
+        )
+
+
 def run(argv: list[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     """Run a program and return what it prints; PostgresError with its last words when it fails."""
+    check_runnable(argv[0])
     try:
         done = subprocess.run(
             argv, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=timeout_s, check=False
@@ -77,12 +94,20 @@ def _server_version(bindir: Path) -> tuple[int, str]:
     return major, match[1] + match[2]
 
 
+def locate(pg_config: str) -> str:
+    """The absolute path of a program or folder that the user names, by itself or as PATH has it."""
+    found = shutil.which(pg_config) if os.sep not in pg_config else pg_config
+    if not found:
+        raise PostgresError(f"{pg_config}: no such program", hint="give the path of a pg_config")
+    return os.path.abspath(found)
+
+
 def from_pg_config(path: str) -> Installation:
     """The installation that a pg_config program describes; a folder of programs will do, too."""
-    found = shutil.which(path) if os.sep not in path else path
-    if found and os.path.isdir(found):
+    found = locate(path)
+    if os.path.isdir(found):
         return Installation(Path(found))
-    if not found or not os.access(found, os.X_OK):
+    if not os.access(found, os.X_OK):
         raise PostgresError(f"{path}: no such program", hint="give the path of a pg_config")
     return Installation(Path(run([found, "--bindir"]).strip()))
 

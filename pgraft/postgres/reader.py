@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pgraft.postgres.binaries import COMMAND_TIMEOUT_S, Installation, last_words
+from pgraft.postgres.binaries import COMMAND_TIMEOUT_S, Installation, check_runnable, last_words
 from pgraft.postgres.errors import PostgresError
 from pgraft.postgres.settings import SETTINGS
 
@@ -97,6 +97,7 @@ class Reader:
 
     def _spawn(self, name: str) -> subprocess.Popen[str]:
         argv = [self.installation.program("postgres"), "-C", name, "-D", str(self.config_dir), *self.options]
+        check_runnable(argv[0])
         try:
             return subprocess.Popen(
                 argv,
