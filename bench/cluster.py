@@ -148,7 +148,7 @@ class PgraftCluster:
     def up(self) -> None:
         """Make the cluster and give it room for the sessions to come."""
         chosen = ["--pg-config", self.pg_config] if self.pg_config else []
-        chosen += ["--tls"] if self.tls else []
+        chosen += ["--tls" if self.tls else "--no-tls"]
         launch("demo", "up", "--dir", str(self.root), "--nodes", str(self.count), *chosen)
         self.pgdata = {node.name: pgdata_of(node) for node in self.status()}
         self.set({"max_connections": str(CONNECTIONS)})

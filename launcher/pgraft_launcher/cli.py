@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pgraft import __version__
-from pgraft.postgres import reader
+from pgraft import __version__, privileges
+from pgraft.postgres import binaries, reader
 from pgraft.postgres.errors import PostgresError
-from pgraft_launcher import demo, extension, force, init, node, privileges, start, stop
+from pgraft.privileges import PrivilegeError
+from pgraft_launcher import as_root, demo, extension, force, init, node, start, stop
 from pgraft_launcher.arguments import seconds
 from pgraft_launcher.errors import EXIT_FAILED, EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.policy import StopMode
@@ -150,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
         for group in groups:
             group(command)
     force.add_command(commands, _common, _settle)
-    extension.add_command(commands)
+    extension.add_command(commands, _install_extension)
     demo.add_command(commands)
     return parser
 
@@ -178,12 +179,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def _settle(args: argparse.Namespace) -> Path:
     """Who we are and which directory it is about: before anything else."""
-    given = args.pgdata or os.environ.get("PGDATA")
-    if privileges.is_root():
-        node.data_argument(given)  # before its owner counts: it may be any directory
-    if given and os.path.isdir(given):
-        privileges.settle(Path(given), args.user)
-    return node.data_argument(given)
+    directory = node.named_directory(args.pgdata)
+    as_root.settle(directory, args.user)
+    node.check_data_directory(directory)
+    return directory
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -240,6 +239,16 @@ def _reload(args: argparse.Namespace) -> int:
     return 0
 
 
+def _install_extension(args: argparse.Namespace) -> int:
+    named = args.pg_config or os.environ.get("PG_CONFIG")
+    if named and privileges.is_root():
+        as_root.settle_for_program(Path(binaries.locate(named)))
+    # As root it stays root where only root could have changed that PostgreSQL: it writes there, and
+    # starts no server. One that nobody named is passed over when others could have.
+    extension.install(extension.Target(binaries.find(named)), Progress(silent=args.silent))
+    return 0
+
+
 def _status(args: argparse.Namespace) -> int:
     seen = NodeStatus(*node.find(_settle(args), args.pg_config, may_be_broken=True))
     if args.json:
@@ -261,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     except LaunchError as error:
         _complain(error.message, error.hint)
         return EXIT_FAILED if error.code == EXIT_NO_DATA_DIR and not _tells_state(args) else error.code
-    except PostgresError as error:
+    except (PostgresError, PrivilegeError) as error:
         _complain(error.message, error.hint)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -306,8 +315,10 @@ def _joined(argv: list[str]) -> list[str]:
 
 
 def _complain(message: str, hint: str) -> None:
-    text = " ".join(message.split("\n"))
-    print(f"{_PROGRAM}: error: {text}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    # In it may stand what another user wrote into a file, and this is root's terminal perhaps.
+    line = f"{' '.join(message.splitlines())} ({hint})" if hint else " ".join(message.splitlines())
+    shown = "".join(char if char.isprintable() else "?" for char in line)
+    print(f"{_PROGRAM}: error: {shown}", file=sys.stderr)
 
 
 def _keep_details() -> str:

@@ -24,7 +24,7 @@ from pgraft.postgres import process
 from pgraft.postgres.binaries import Installation
 from pgraft.postgres.reader import Reader
 from pgraft.shm import segment as segments
-from pgraft_launcher import init, node, psql, start, stop
+from pgraft_launcher import access, init, node, psql, start, stop
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.policy import StopMode
 from pgraft_launcher.ports import LOOPBACK, free_ports
@@ -58,12 +58,15 @@ class Cluster:
         installation: Installation,
         *,
         has_tls: bool,
+        is_closed: bool = True,
     ) -> None:
         self.directory = directory
         self.members = members
         self.sockets = sockets
         self.installation = installation
         self.has_tls = has_tls
+        self.is_closed = is_closed
+        """Whether its servers let in nobody but its user and root, as `access` says."""
 
     @classmethod
     def load(cls, directory: Path) -> Cluster | None:
@@ -72,8 +75,14 @@ class Cluster:
             content = json.loads((directory / _CATALOGUE).read_text(encoding="utf-8"))
             members = [DemoMember(*member) for member in content["nodes"]]
             installation = Installation(Path(content["bindir"]))
-            has_tls = bool(content.get("tls"))
-            return cls(directory, members, Path(content["sockets"]), installation, has_tls=has_tls)
+            return cls(
+                directory,
+                members,
+                Path(content["sockets"]),
+                installation,
+                has_tls=bool(content.get("tls")),
+                is_closed=content.get("access") == access.MAP,
+            )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -97,6 +106,7 @@ class Cluster:
             "sockets": str(sockets),
             "bindir": str(installation.bindir),
             "tls": has_tls,
+            "access": access.MAP,
         }
         (directory / _CATALOGUE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return cls(directory, members, sockets, installation, has_tls=has_tls)
@@ -142,10 +152,12 @@ class Cluster:
                 directory=self.data_of(member),
                 settings=settings,
                 pg_config=str(self.installation.bindir),
+                initdb_options=list(access.INITDB_OPTIONS),
                 progress=Progress(silent=True),
                 make_certs=self.certificates if self.has_tls else None,
             )
         )
+        access.write(self.data_of(member))
         progress.end("done")
 
     @property
@@ -225,6 +237,8 @@ class Cluster:
         statuses = self.statuses()
         if self.has_tls:
             progress.say(f"nodes talk to each other with mutual TLS, certificates in {self.certificates}")
+        else:
+            progress.say("warning: without TLS every user of this machine can speak to the nodes as a node")
         progress.say(f"\n{len(statuses)} node(s) up, connect with:")
         program = self.installation.program("psql")
         for status in statuses:
@@ -273,7 +287,8 @@ class Cluster:
                 raise LaunchError(f"process {ref.pid} of {found.config_dir} cannot be ended")
 
     def remove(self) -> None:
-        """Remove the data; only ever of a folder that holds a demo."""
+        """Remove the data; only ever of a folder that holds a demo. The folder itself stays, empty, where
+        its own is one that this user cannot write."""
         if not (self.directory / _CATALOGUE).exists():
             raise LaunchError(f"{self.directory} holds no demo")
         for folder in (self.sockets, self.directory):
@@ -282,4 +297,6 @@ class Cluster:
             except FileNotFoundError:
                 continue
             except OSError as error:
+                if folder == self.directory and not os.listdir(folder):
+                    return
                 raise LaunchError(f"cannot remove {folder}: {error.strerror}") from error

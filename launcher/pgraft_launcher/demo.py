@@ -8,12 +8,15 @@ import os
 import pwd
 import shlex
 import shutil
+import stat
 import sys
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+from pgraft import privileges
 from pgraft.postgres import binaries
-from pgraft_launcher import certificates, extension, privileges
+from pgraft.postgres.binaries import Installation
+from pgraft_launcher import accounts, as_root, certificates, extension
 from pgraft_launcher.arguments import seconds
 from pgraft_launcher.cluster import NODES_MAX, Cluster
 from pgraft_launcher.errors import EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
@@ -23,74 +26,102 @@ NODES_DEFAULT = 3
 TIMEOUT_DEFAULT_S = 60
 
 
-def _name(args: argparse.Namespace) -> str:
-    """Whose demo it is: root's belongs to --user, or to the owner of its directory."""
-    if args.user:
-        return privileges.user_named(args.user).pw_name
+def _place(args: argparse.Namespace) -> tuple[Path, pwd.struct_passwd]:
+    """Where the demo is, and whose: root's belongs to --user, or to the owner of its directory."""
+    named = Path(os.path.abspath(args.dir)) if args.dir else None
     if not privileges.is_root():
-        return pwd.getpwuid(os.geteuid()).pw_name
-    owner = privileges.owner_of(Path(args.dir)) if args.dir else None
-    return owner.pw_name if owner else privileges.demo_user()
+        accounts.refuse_user(args.user)
+        return named or _default_directory(), pwd.getpwuid(os.geteuid())
+    if args.user:
+        user = accounts.user_named(args.user)
+    else:
+        user = (accounts.owner(named) if named else None) or accounts.demo_user()
+    return named or Path(f"/tmp/pgraft-demo-{user.pw_name}"), user
 
 
-def _directory(args: argparse.Namespace, user: str) -> Path:
-    if args.dir:
-        return Path(os.path.abspath(args.dir))
+def _default_directory() -> Path:
     state = os.environ.get("XDG_STATE_HOME")
-    if state and os.path.isabs(state) and not privileges.is_root():
+    if state and os.path.isabs(state):
         return Path(state, "pgraft-demo")
-    return Path(f"/tmp/pgraft-demo-{user}")
+    return Path(f"/tmp/pgraft-demo-{pwd.getpwuid(os.geteuid()).pw_name}")
 
 
-def _settle(args: argparse.Namespace) -> tuple[Path, str]:
-    """The demo's directory and its user. The directory lies in /tmp perhaps: it must be the user's."""
-    user = _name(args)
-    directory = _directory(args, user)
-    if args.user and not privileges.is_root():
-        privileges.settle(directory, args.user)
-    if directory.is_symlink() or (
-        directory.exists() and directory.stat().st_uid != pwd.getpwnam(user).pw_uid
-    ):
+def _check_own(directory: Path) -> None:
+    """The directory lies in /tmp perhaps, where anybody makes one: it must be ours alone."""
+    accounts.check_reach(directory)
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        return
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
         raise LaunchError(f"{directory} does not belong to {user}", hint="name another with --dir")
-    return directory, user
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise LaunchError(f"others than {user} can write into {directory}", hint=f"chmod go-w {directory}")
 
 
 def _up(args: argparse.Namespace) -> int:
     progress = Progress(silent=args.silent)
-    directory, user = _settle(args)
+    directory, user = _place(args)
+    has_tls = _wants_tls(args)
+    if privileges.is_root():
+        bindir = as_root.ask(user, lambda: str(_look(args, directory)[1].bindir))
+        as_root.install_extension(Path(bindir), progress)
+        as_root.provide(directory, user)
+        as_root.become(user)
+    found, installation = _look(args, directory)
+    extension.ensure(installation, progress)
+    _make_directory(directory)
+    cluster = found or Cluster.make(directory, args.nodes, installation, has_tls=has_tls)
+    cluster.up(progress, args.timeout)
+    here = "" if args.dir is None and not args.user else f" --dir {shlex.quote(str(directory))}"
+    program = _program()
+    progress.say(f"\nlook at it: {program} demo status{here}\nend it:     {program} demo down{here}")
+    return 0
+
+
+def _wants_tls(args: argparse.Namespace) -> bool:
+    """Of a new demo: as asked for, else where certificates can be made."""
     if args.tls:
         certificates.require()
-    if privileges.is_root():
-        privileges.check_reach(pwd.getpwnam(user), directory)
-    installation = binaries.find(args.pg_config)
-    # While we still are root: PostgreSQL's own folders, and those above the demo, may be root's.
-    extension.ensure(installation, progress)
+    return find_spec("cryptography") is not None if args.tls is None else bool(args.tls)
+
+
+def _look(args: argparse.Namespace, directory: Path) -> tuple[Cluster | None, Installation]:
+    """The demo that is there, where there is one that fits, and its PostgreSQL, or that of a new one."""
+    _check_own(directory)
+    found = Cluster.load(directory)
+    if found is None:
+        return None, binaries.find(args.pg_config)
+    _check_fits(found, args)
+    return found, found.installation
+
+
+def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise LaunchError(
             f"cannot create {directory}: {error.strerror}", hint="name another with --dir"
         ) from error
-    if privileges.is_root():
-        account = pwd.getpwnam(user)
-        os.chown(directory, account.pw_uid, account.pw_gid)
-        privileges.become(account)
-    cluster = Cluster.load(directory) or Cluster.make(directory, args.nodes, installation, has_tls=args.tls)
-    if args.tls and not cluster.has_tls:
+    _check_own(directory)  # in /tmp another may have been quicker
+
+
+def _check_fits(cluster: Cluster, args: argparse.Namespace) -> None:
+    """Whether the demo that is there is the one that is asked for."""
+    why = ""
+    if not cluster.is_closed:
+        why = "was made by an older pgraft, and lets every user of this machine in"
+    elif args.tls is not None and args.tls != cluster.has_tls:
+        why = f"was made with{'' if cluster.has_tls else 'out'} TLS"
+    elif len(cluster.members) != args.nodes and args.nodes_given:
+        why = f"has {len(cluster.members)} nodes"
+    if why:
+        where = shlex.quote(str(cluster.directory))
         raise LaunchError(
-            f"the demo in {directory} was made without TLS",
-            hint=f"pgraft-launch demo down --dir {shlex.quote(str(directory))}, or name another with --dir",
+            f"the demo in {cluster.directory} {why}",
+            hint=f"pgraft-launch demo down --dir {where}, or name another with --dir",
         )
-    if len(cluster.members) != args.nodes and args.nodes_given:
-        raise LaunchError(
-            f"the demo in {directory} has {len(cluster.members)} nodes",
-            hint=f"pgraft-launch demo down --dir {shlex.quote(str(directory))}, or name another with --dir",
-        )
-    cluster.up(progress, args.timeout)
-    here = "" if args.dir is None and not args.user else f" --dir {shlex.quote(str(directory))}"
-    program = _program()
-    progress.say(f"\nlook at it: {program} demo status{here}\nend it:     {program} demo down{here}")
-    return 0
 
 
 def _program() -> str:
@@ -102,21 +133,22 @@ def _program() -> str:
     return shlex.quote(str(own))
 
 
-def _existing(args: argparse.Namespace) -> tuple[Cluster, str]:
-    directory, user = _settle(args)
+def _existing(directory: Path) -> Cluster:
+    """The demo that is there. Only once root is given up: its files are the user's."""
+    _check_own(directory)
     cluster = Cluster.load(directory)
     if cluster is None:
         raise LaunchError(
             f"there is no demo in {directory}", hint="pgraft-launch demo up makes one", code=EXIT_NO_DATA_DIR
         )
-    return cluster, user
+    return cluster
 
 
 def status(args: argparse.Namespace) -> int:
-    cluster, user = _existing(args)
+    directory, user = _place(args)
     if privileges.is_root():
-        privileges.become(pwd.getpwnam(user))
-    seen = cluster.statuses()
+        as_root.become(user)
+    seen = _existing(directory).statuses()
     if args.json:
         print(json.dumps([status.as_dict() for status in seen], indent=2))
     else:
@@ -125,38 +157,29 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _down(args: argparse.Namespace) -> int:
-    cluster, user = _existing(args)
+    directory, user = _place(args)
     progress = Progress(silent=args.silent)
     if privileges.is_root():
-        # Processes are stopped as their user; root comes back for a folder that lies in one of its own.
-        _as_user(user, lambda: cluster.stop(progress, args.timeout))
+        as_root.ask(user, lambda: _end(args, directory, progress))
+        if not args.keep:
+            as_root.take_away(directory, user)
     else:
-        cluster.stop(progress, args.timeout)
+        _end(args, directory, progress)
     if args.keep:
-        progress.say(f"stopped; the data stays in {cluster.directory}")
-        return 0
-    cluster.remove()
-    progress.say(f"{cluster.directory} removed")
+        progress.say(f"stopped; the data stays in {directory}")
+    elif os.path.lexists(directory):
+        progress.say(f"all that was in {directory} is removed, the empty directory is not")
+    else:
+        progress.say(f"{directory} removed")
     return 0
 
 
-def _as_user(user: str, action: Callable[[], None]) -> None:
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if os.waitstatus_to_exitcode(status):
-            raise LaunchError("the demo could not be stopped")
-        return
-    code = 1
-    try:
-        privileges.become(pwd.getpwnam(user))
-        action()
-        code = 0
-    except LaunchError as error:
-        print(f"pgraft-launch: error: {error.message}", file=sys.stderr)
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+def _end(args: argparse.Namespace, directory: Path, progress: Progress) -> None:
+    """Stop every node and remove what the demo's user can remove."""
+    cluster = _existing(directory)
+    cluster.stop(progress, args.timeout)
+    if not args.keep:
+        cluster.remove()
 
 
 # --- command line ---------------------------------------------------------------------------------------
@@ -230,8 +253,9 @@ def _add_up(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     up.add_argument(
         "--tls",
-        action="store_true",
-        help="mutual TLS between the nodes, with an authority and certificates made in DIR/tls",
+        action=argparse.BooleanOptionalAction,
+        help="mutual TLS between the nodes, with an authority and certificates made in DIR/tls; default:"
+        " where the Python package cryptography is installed",
     )
     up.add_argument("--pg-config", metavar="PATH", help="pg_config of the PostgreSQL to use")
     up.set_defaults(run=_up, nodes_given=False)

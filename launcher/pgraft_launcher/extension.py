@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from pgraft import __version__
-from pgraft.postgres import binaries
+from pgraft import __version__, ownership, privileges
 from pgraft.postgres.binaries import Installation, last_words
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.progress import Progress
@@ -29,6 +29,17 @@ def sources() -> Path:
         if (folder / _CONTROL).exists():
             return folder
     raise LaunchError("the sources of the extension are missing", hint="install pgraft again")
+
+
+def folders(installation: Installation) -> list[Path]:
+    """What an install reads, runs or writes of a PostgreSQL, beside its programs."""
+    beside = [installation.bindir.parent / name for name in ("lib", "lib64", "share")]
+    told = [installation.config(option) for option in ("--pgxs", "--includedir-server", "--pkglibdir")]
+    return [
+        *(folder for folder in beside if folder.is_dir()),
+        *map(Path, told),
+        Path(installation.config("--sharedir"), "extension"),
+    ]
 
 
 class Target:
@@ -64,7 +75,9 @@ class Target:
         return True
 
     def check_writable(self) -> None:
-        """Say before a long build that installing would fail."""
+        """Say before a long build that installing would fail, or that root had better not do it."""
+        if privileges.is_root():
+            _check_roots_own(self.installation)
         for folder in (self.control.parent, self.library.parent):
             if not os.access(folder, os.W_OK):
                 raise LaunchError(
@@ -95,7 +108,7 @@ def install(target: Target, progress: Progress) -> None:
     target.check_writable()
     where = f"PostgreSQL {installation.version} in {installation.bindir.parent}"
     progress.begin(f"building the extension for {where}")
-    with tempfile.TemporaryDirectory(prefix="pgraft-build-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pgraft-build-", dir=_build_place()) as folder:
         build = Path(folder, "sql")
         shutil.copytree(sources(), build, ignore=_BUILT)
         for goal in ("all", "install"):
@@ -103,9 +116,34 @@ def install(target: Target, progress: Progress) -> None:
     progress.end("installed")
 
 
+def _check_roots_own(installation: Installation) -> None:
+    for path in folders(installation):
+        other = ownership.who_else(path)
+        if other is not None:
+            raise LaunchError(
+                f"root does not install into {path}: others than root can change {other.path}",
+                hint="run this as the owner of that PostgreSQL",
+            )
+
+
+def _build_place() -> str | None:
+    """Where the build's folder is made; None: where temporary files are. Root builds where nobody else
+    can move its folder away."""
+    place = tempfile.gettempdir()
+    return None if not privileges.is_root() or ownership.who_else(place) is None else "/tmp"
+
+
+def _environment() -> dict[str, str]:
+    """For make and what it runs: root looks for programs only where nobody else could have put one."""
+    return os.environ | ({"PATH": ownership.safe_search_path()} if privileges.is_root() else {})
+
+
 def _check_tools(installation: Installation) -> None:
+    search = _environment().get("PATH")
     for tool in ("make", "cc"):
-        if shutil.which(tool) is None and not (tool == "cc" and shutil.which("gcc")):
+        if shutil.which(tool, path=search) is None and not (
+            tool == "cc" and shutil.which("gcc", path=search)
+        ):
             raise LaunchError(
                 f"building the extension needs {tool}, which is not on PATH",
                 hint="install a C compiler and make (Debian: apt-get install gcc make)",
@@ -132,6 +170,7 @@ def _make(build: Path, goal: str, installation: Installation) -> None:
             errors="replace",
             timeout=BUILD_TIMEOUT_S,
             check=False,
+            env=_environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise LaunchError(f"make {goal} did not end within {BUILD_TIMEOUT_S} s") from error
@@ -142,8 +181,11 @@ def _make(build: Path, goal: str, installation: Installation) -> None:
         )
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`install-extension` on the command line."""
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], int],
+) -> None:
+    """`install-extension` on the command line; `run` decides as whom."""
     text = "build and install the SQL shim for one PostgreSQL"
     parser = commands.add_parser(
         "install-extension",
@@ -153,10 +195,4 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--pg-config", metavar="PATH", help="pg_config of the PostgreSQL to install it into")
     parser.add_argument("-s", "--silent", action="store_true", help="print only errors")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    # As root it stays root: `make install` writes where root owns the files, and starts no server.
-    install(Target(binaries.find(args.pg_config)), Progress(silent=args.silent))
-    return 0
+    parser.set_defaults(run=run)

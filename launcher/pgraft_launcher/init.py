@@ -8,12 +8,13 @@ import pwd
 import shlex
 from pathlib import Path
 
+from pgraft import privileges
 from pgraft.postgres import binaries, conffile, config, reader
 from pgraft.postgres.binaries import Installation
 from pgraft.postgres.errors import PostgresError
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import NodeConfig
-from pgraft_launcher import certificates, extension, privileges
+from pgraft_launcher import accounts, as_root, certificates, extension, node
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.progress import Progress
 
@@ -48,19 +49,13 @@ def init(options: InitOptions) -> None:
     """Make, or complete, one node. What is there already stays; doing it twice changes nothing."""
     config = _check(options)
     directory = options.directory
-    installation = _installation(options)
     if privileges.is_root():
-        user = privileges.choose(directory, options.user)
-        # While we still can: PostgreSQL's own folders, and those above the data, may be root's.
-        extension.ensure(installation, options.progress)
-        _give(directory, user)
-        if "pgraft.data_dir" not in options.settings:
-            _give(Path(f"{directory}.pgraft"), user)
-        if options.make_certs is not None:
-            _give(options.make_certs, user)
-        privileges.become(user)
+        _settle(options)
     else:
-        extension.ensure(installation, options.progress)
+        accounts.refuse_user(options.user)
+    _check_owner(directory)
+    installation = _installation(options)
+    extension.ensure(installation, options.progress)
     settings = options.settings | _make_certificates(options, config)
     superuser = _superuser(options.initdb_options)
     if binaries.data_dir_version(directory) is None:
@@ -70,6 +65,37 @@ def init(options: InitOptions) -> None:
         superuser = conffile.read_notes(directory).get("superuser", superuser)
     _write_settings(installation, directory, settings, superuser)
     options.progress.say(f"settings of pgraft written to {directory / 'postgresql.conf'}")
+
+
+def _settle(options: InitOptions) -> None:
+    """What only root can do, in places of root's; then root becomes the node's user."""
+    user = accounts.choose(options.directory, options.user)
+    # The user looks which PostgreSQL it is: that may be written in files of its own.
+    bindir = as_root.ask(user, lambda: _look(options))
+    as_root.install_extension(Path(bindir), options.progress)
+    folders = [options.directory]
+    if "pgraft.data_dir" not in options.settings:
+        folders.append(Path(f"{options.directory}.pgraft"))
+    if options.make_certs is not None:
+        folders.append(options.make_certs)
+    for folder in folders:
+        as_root.provide(folder, user)
+    as_root.become(user)
+
+
+def _look(options: InitOptions) -> str:
+    accounts.check_reach(options.directory)
+    return str(_installation(options).bindir)
+
+
+def _check_owner(directory: Path) -> None:
+    """A directory that is there must be the user's who is to run PostgreSQL on it."""
+    if not directory.exists() or directory.stat().st_uid == os.geteuid():
+        return
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    raise LaunchError(
+        f"{directory} does not belong to {user}", hint=f"chown {user} {shlex.quote(str(directory))}"
+    )
 
 
 def _check(options: InitOptions) -> NodeConfig:
@@ -108,26 +134,13 @@ def _installation(options: InitOptions) -> Installation:
     if major is None and directory.exists():
         if not directory.is_dir():
             raise LaunchError(f"{directory} is not a directory")
-        if any(directory.iterdir()):
+        if os.access(directory, os.R_OK) and any(directory.iterdir()):
             raise LaunchError(
                 f"{directory} is not empty, and no data directory of PostgreSQL",
                 hint="give an empty directory, or one that does not exist yet",
             )
     told = conffile.read_notes(directory).get("bindir")
     return binaries.find(options.pg_config, major=major, remembered=Path(told) if told else None)
-
-
-def _give(directory: Path, user: pwd.struct_passwd) -> None:
-    """A new directory for the user, where it could not make one itself."""
-    try:
-        directory.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        if directory.stat().st_uid == 0 and not any(directory.iterdir()):
-            os.chown(directory, user.pw_uid, user.pw_gid)
-        return
-    except OSError as error:
-        raise LaunchError(f"cannot create {directory}: {error.strerror}") from error
-    os.chown(directory, user.pw_uid, user.pw_gid)
 
 
 def _superuser(initdb_options: list[str]) -> str:
@@ -248,11 +261,9 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    text = args.pgdata or os.environ.get("PGDATA")
-    if not text:
-        raise LaunchError("no data directory given", hint="use -D DIR or set PGDATA")
+    directory = node.named_directory(args.pgdata)
     options = InitOptions(
-        directory=Path(os.path.abspath(text)),
+        directory=directory,
         settings=_settings(args),
         pg_config=args.pg_config,
         initdb_options=reader.split_options(args.initdb_options),
@@ -262,5 +273,6 @@ def _run(args: argparse.Namespace) -> int:
     )
     init(options)
     user = f" --user {args.user}" if args.user else ""
-    options.progress.say(f"node made; start it with: pgraft-launch start -D {shlex.quote(text)}{user}")
+    where = shlex.quote(args.pgdata or str(directory))
+    options.progress.say(f"node made; start it with: pgraft-launch start -D {where}{user}")
     return 0

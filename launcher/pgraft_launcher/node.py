@@ -84,12 +84,16 @@ class Node:
             return None
 
 
-def data_argument(given: str | None) -> Path:
-    """-D, or PGDATA; it must be there."""
+def named_directory(given: str | None) -> Path:
+    """-D, or PGDATA."""
     text = given or os.environ.get("PGDATA")
     if not text:
         raise LaunchError("no data directory given", hint="use -D DIR or set PGDATA")
-    path = Path(os.path.abspath(text))
+    return Path(os.path.abspath(text))
+
+
+def check_data_directory(path: Path) -> None:
+    """LaunchError where there is no data (or configuration) directory of PostgreSQL."""
     try:
         names = os.listdir(path)
     except PermissionError as error:
@@ -110,7 +114,6 @@ def data_argument(given: str | None) -> Path:
             hint="pgraft-launch init makes one",
             code=EXIT_NO_DATA_DIR,
         )
-    return path
 
 
 def last_start(pgdata: Path) -> tuple[Path | None, list[str]]:
