@@ -13,7 +13,9 @@ SHELL := /bin/bash
 # PostgreSQL does not run as root. Run by root, it runs as another user, who must be able to read the
 # virtual environment and the Python it was made from; so both lie where everyone can read.
 PYTHON ?= $(shell .ci/find-python)
-VENV ?= $(shell .ci/find-venv)
+ifndef VENV
+VENV := $(shell .ci/find-venv)
+endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find pgraft launcher sql -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.sql' -o -name '*.control' -o -name 'Makefile') pyproject.toml
@@ -57,8 +59,8 @@ $(VENV)/.shim: $(VENV)/.pgraft
 	done
 	@touch $@
 
-demo: $(VENV)/.shim ## a healthy cluster of three nodes on this machine; make demo-down ends it; TLS=1 with mutual TLS
-	@$(BIN)/pgraft-launch demo up --nodes $(NODES) $(if $(TLS),--tls)
+demo: $(VENV)/.shim ## a healthy cluster of three nodes on this machine; make demo-down ends it; TLS=0 without TLS
+	@$(BIN)/pgraft-launch demo up --nodes $(NODES) $(if $(TLS),$(if $(filter 0 no off,$(TLS)),--no-tls,--tls))
 
 demo-status: $(VENV)/.shim ## how the demo cluster is
 	@$(BIN)/pgraft-launch demo status

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
-import stat
 from pathlib import Path
-from typing import NoReturn
 
 from pgraft import ownership, privileges
 from pgraft.ownership import Walk
@@ -50,12 +48,15 @@ def owner(directory: Path) -> pwd.struct_passwd | None:
 
 def _owner(way: Walk, directory: Path) -> pwd.struct_passwd | None:
     uid = way.last.uid
-    for step in way.steps:
-        if step.uid not in (0, uid):
-            kind = "the link" if step.is_link else "the folder"
-            _refuse(directory, f"{kind} {step.path} belongs to {_name(step.uid)}", uid)
-        if step.is_directory and step.mode & stat.S_IWOTH and not step.mode & stat.S_ISVTX:
-            _refuse(directory, f"everybody may write into {step.path}", uid)
+    other = ownership.led_by_other(way.steps)
+    if other is not None:
+        account = privileges.account_of(other.uid)
+        whose = f"belongs to {account.pw_name if account else other.uid}"
+        why = "can be written by everybody" if other.uid in (0, uid) else whose
+        raise LaunchError(
+            f"root does not take the way to {directory}: {other.path} {why}, and could lead elsewhere",
+            hint="mend that, or name the user with --user",
+        )
     if uid == 0:
         return None
     account = privileges.account_of(uid)
@@ -65,18 +66,6 @@ def _owner(way: Walk, directory: Path) -> pwd.struct_passwd | None:
             hint="name a user with --user",
         )
     return account
-
-
-def _refuse(directory: Path, why: str, uid: int) -> NoReturn:
-    raise LaunchError(
-        f"root does not take the way to {directory}, since others could lead it elsewhere: {why}",
-        hint=f"mend that, or run this as its owner or with --user {_name(uid)}" if uid else "mend that",
-    )
-
-
-def _name(uid: int) -> str:
-    account = privileges.account_of(uid)
-    return account.pw_name if account else str(uid)
 
 
 def look(path: Path) -> Walk:

@@ -11,6 +11,7 @@ from typing import NoReturn
 import msgspec
 
 from pgraft import __version__
+from pgraft.inspector import rights
 from pgraft.inspector.page import rings_page, show_page
 from pgraft.inspector.picture import take_picture
 from pgraft.inspector.rings import take_rings
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
+        rights.settle(arguments.pgdata, arguments.segment)
         _run(arguments)
         sys.stdout.flush()
     except (InspectError, SegmentError) as error:
