@@ -86,6 +86,7 @@ def _starting(parser: argparse.ArgumentParser) -> None:
         "-l",
         "--log",
         metavar="FILE",
+        type=os.path.abspath,  # now: who gives up root's rights may leave root's folder
         help="append the log of all processes to FILE (default: DIR.log, beside the data directory)",
     )
     _options_flag(parser)

@@ -149,12 +149,19 @@ def _read_until(master: int, wanted: bytes, seconds: float = 15.0) -> bytes:
     return seen
 
 
+@pytest.mark.parametrize("whose", ["ours", "another's"])
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
-def test_watch_on_a_terminal_ends_on_q_and_on_ctrl_c_and_leaves_it_as_it_was(node, key):
+def test_watch_on_a_terminal_ends_on_q_and_on_ctrl_c_and_leaves_it_as_it_was(node, key, whose):
+    if whose == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("only root changes its user")
+        os.chown(node.path, 65534, 65534)
     master, slave = pty.openpty()
     before = subprocess.check_output(["stty", "-g"], stdin=slave)
+    # As from a shell, which leads the session and has the terminal.
+    shell = ["setsid", "-c", "sh", "-c", 'trap : INT; "$@"; exit $?', "sh"]
     process = subprocess.Popen(
-        ["setsid", "-c", sys.executable, "-m", "pgraft.inspector", "watch", node.name, "-i", "0.1"],
+        [*shell, sys.executable, "-m", "pgraft.inspector", "watch", node.name, "-i", "0.1"],
         stdin=slave,
         stdout=slave,
         stderr=slave,

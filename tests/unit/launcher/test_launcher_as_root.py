@@ -414,13 +414,27 @@ def test_nothing_of_root_is_left() -> None:
     assert "PermissionError" in done.stderr
 
 
-def test_another_users_build_folder_is_not_built_in(place: Path) -> None:
-    """TMPDIR names a folder that anybody can move things in."""
+BUILT = """
+import sys
+from pgraft_launcher.cli import main
+
+sys.addaudithook(lambda event, args: event == "tempfile.mkdtemp" and print("built in", args[0]))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_root_builds_where_nobody_moves_its_folder_and_with_programs_of_its_own(place: Path) -> None:
+    """TMPDIR and PATH name folders that anybody can write."""
     place.chmod(0o777)
-    done = launch("install-extension", "--pg-config", pg_config(18), TMPDIR=str(place))
+    programs = Programs(place, "root")
+    shutil.copy(programs.bindir / "psql", programs.bindir / "make")
+    programs.bindir.chmod(0o777)
+    env = environment() | {"TMPDIR": str(place), "PATH": f"{programs.bindir}:{os.environ['PATH']}"}
+    words = [sys.executable, "-P", "-c", BUILT, "install-extension", "--pg-config", pg_config(18)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert shutil.which("make") is not None
-    assert list(place.iterdir()) == []
+    assert programs.ran_as() == set()
+    assert "built in /tmp/" in done.stdout
 
 
 def test_who_is_not_root_acts_for_itself_only(node: OneNode) -> None:
