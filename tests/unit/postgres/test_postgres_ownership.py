@@ -13,7 +13,12 @@ import pytest
 
 import pgraft
 from pgraft import ownership
-from tests.support.other_user import STRANGER, roots_place, sh
+from pgraft.postgres import binaries
+from pgraft.postgres.binaries import Installation
+from pgraft.postgres.errors import PostgresError
+from pgraft.postgres.reader import Reader
+from tests.support.other_user import STRANGER, Programs, roots_place, sh
+from tests.support.pgcluster import bindir
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs files of several users")
 
@@ -109,3 +114,17 @@ def test_who_could_have_changed_pgraft_itself_is_believed(place: Path) -> None:
     words = [sys.executable, "-P", "-c", code, *map(str, paths)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "[True, False, False]\n"
+
+
+def test_root_runs_nothing_that_another_could_have_put_there(place: Path) -> None:
+    place.chmod(0o777)
+    programs = Programs(place, STRANGER)
+    with pytest.raises(PostgresError, match=f"root does not run {programs.bindir}/pg_config"):
+        binaries.from_pg_config(str(programs.bindir / "pg_config"))
+    with pytest.raises(PostgresError, match="root does not run"):
+        Installation(programs.bindir)
+    foreign = Installation(bindir(18))
+    foreign.bindir = programs.bindir
+    with pytest.raises(PostgresError, match="root does not run"):
+        Reader(foreign, place).read("port")
+    assert programs.ran_as() == set()
