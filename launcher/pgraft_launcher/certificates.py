@@ -1,4 +1,4 @@
-"""An authority and node certificates for trials: `init --make-certs DIR`, `demo up --tls`.
+"""An authority and node certificates for trials: `init --make-certs DIR`, `demo up`.
 
     DIR/ca.crt, DIR/ca.key          the authority of the cluster
     DIR/node1.crt, DIR/node1.key    node 1: URI SAN pgraft://CLUSTER/1, and nothing else: nodes that share
