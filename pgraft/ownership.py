@@ -139,13 +139,11 @@ def first_not_of(steps: list[Step], *owners: int) -> Step | None:
     return None
 
 
-def led_by_other(steps: list[Step]) -> Step | None:
+def led_by_other(steps: list[Step], owner: int) -> Step | None:
     """The first step by which a third user could lead the way elsewhere: one that belongs neither to root
-    nor to the owner of what it leads to, or a folder in which everybody can move what is there."""
-    for step in steps[:-1]:
-        if step.uid not in (0, steps[-1].uid):
-            return step
-        if step.is_directory and step.mode & stat.S_IWOTH and not step.mode & stat.S_ISVTX:
+    nor to the owner of what it leads to, or one that everybody can change."""
+    for step in steps:
+        if step.uid not in (0, owner) or (step.others_may_change and step.mode & stat.S_IWOTH):
             return step
     return None
 

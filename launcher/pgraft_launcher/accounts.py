@@ -48,7 +48,7 @@ def owner(directory: Path) -> pwd.struct_passwd | None:
 
 def _owner(way: Walk, directory: Path) -> pwd.struct_passwd | None:
     uid = way.last.uid
-    other = ownership.led_by_other(way.steps)
+    other = ownership.led_by_other(way.steps[:-1], uid)
     if other is not None:
         account = privileges.account_of(other.uid)
         whose = f"belongs to {account.pw_name if account else other.uid}"

@@ -188,6 +188,7 @@ def _change(looked_at: int, action: Callable[[int], None]) -> None:
 
 def _give(folder: int, user: pwd.struct_passwd) -> None:
     if not os.listdir(folder):
+        os.fchmod(folder, _OWN_MODE)
         os.fchown(folder, user.pw_uid, user.pw_gid)
 
 
@@ -229,17 +230,24 @@ def install_extension(bindir: Path, progress: Progress) -> None:
 
 
 def settle_for_program(path: Path) -> None:
-    """Root becomes the user who could change this program; nobody else could: it stays root."""
+    """Root becomes the owner of a program that is not root's; one that only root could change: it stays root.
+
+    LaunchError where a third user could have put the program there.
+    """
     try:
         other = ownership.who_else(path)
     except OSError as error:
         raise LaunchError(f"{path}: {error.strerror}", hint="give the path of a pg_config") from error
     if other is None:
         return
-    account = privileges.account_of(other.uid) if other.uid else None
-    if account is None:
+    with accounts.look(path) as way:
+        uid = way.last.uid or other.uid
+        stranger = ownership.led_by_other(way.steps, uid)
+    account = privileges.account_of(uid) if uid else None
+    if account is None or stranger is not None:
+        folder = (stranger or other).path
         raise LaunchError(
-            f"root does not run {path}: others can change {other.path}",
-            hint=f"run this as the owner of that PostgreSQL, or chmod go-w {other.path}",
+            f"root does not run {path}: others can change {folder}",
+            hint=f"run this as the owner of that PostgreSQL, or chmod go-w {folder}",
         )
     become(account)

@@ -56,7 +56,7 @@ def _look(path: Path) -> Step | None:
     """Who owns it; None when it is not there."""
     try:
         with ownership.walk(path) as way:
-            other = None if way.missing else ownership.led_by_other(way.steps)
+            other = None if way.missing else ownership.led_by_other(way.steps[:-1], way.last.uid)
             if other is not None:
                 raise InspectError(
                     f"root does not take the way to {path}: {other.path} could be led elsewhere by others;"

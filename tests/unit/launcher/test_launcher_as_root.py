@@ -114,6 +114,15 @@ def test_root_does_not_run_a_program_that_anybody_could_have_changed(place: Path
     assert programs.ran_as() == set()
 
 
+def test_nobody_runs_what_a_third_user_could_have_put_there(node: OneNode) -> None:
+    """As the owner of the folder, whom root would become."""
+    node.root.chmod(0o777)
+    programs = Programs(node.root, STRANGER)
+    done = launch("install-extension", "--pg-config", str(programs.bindir / "pg_config"))
+    assert f"others can change {node.root}" in done.stderr
+    assert programs.ran_as() == set()
+
+
 # --- directories that root gives away -------------------------------------------------------------------
 
 
