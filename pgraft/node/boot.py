@@ -13,6 +13,7 @@ from pgraft.node.board import Board
 from pgraft.node.commands import CommandSource
 from pgraft.node.core import Core
 from pgraft.node.desk import BOOTSTRAP_INDEX, Desk
+from pgraft.node.divergence import Diverged
 from pgraft.node.membership import Membership
 from pgraft.node.membership import Node as MemberNode
 from pgraft.node.node import Node
@@ -26,12 +27,14 @@ from pgraft.shm.doorbell import NETWORK_BELL, Bell
 from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns
 from pgraft.storage import (
+    DIVERGED_NAME,
     Identity,
     Store,
     create_identity,
     load_identity,
     new_member_id,
     open_store,
+    read_mark,
     update_identity,
 )
 
@@ -136,6 +139,20 @@ def _applied_before(segment: Segment, store: Store) -> int:
     except BlockUnreadable:
         return 0
     return min(status.applied, store.last_index()) if status.term <= store.hard_state.term else 0
+
+
+def refuse_diverged(config: NodeConfig) -> None:
+    """A node whose log has diverged stays out when it is started again: it could be elected, and then those
+    would leave that are right. Raises Diverged and StorageError."""
+    data_dir = Path(config.data_dir)
+    reason = read_mark(data_dir)
+    if reason is not None:
+        raise Diverged(
+            f"an earlier start has found that its log has diverged: {reason}",
+            f"Stop it, SELECT pgraft_remove_node({config.node_id}) on the leader, and add it under a new id"
+            " with an empty pgraft.data_dir. Where this node is the one that is right, remove"
+            f" {data_dir / DIVERGED_NAME} and restart it.",
+        )
 
 
 def build_node(

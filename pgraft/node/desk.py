@@ -99,7 +99,7 @@ class Desk(Standing):
             case CommandKind.REPLICATE:
                 self._appends.append(command)
             case CommandKind.GET_ENTRY:
-                self._get_entry(command)
+                self.answer(command, self.entry(command))
             case CommandKind.INIT:
                 out = self.out_reason
                 self.answer(command, answers.not_running(out) if out else answers.OK)
@@ -199,26 +199,22 @@ class Desk(Standing):
         self._barriers[context] = _Asked(command, self.now)
         self._core.raw.read_index(context)
 
-    def _get_entry(self, command: Command) -> None:
+    def entry(self, command: Command) -> Answer:
+        """The answer to GET_ENTRY. Raises StorageError."""
         index, offset = command.arg1, command.arg2
         store = self._core.store
         first, committed = store.first_index(), min(self.applied, store.last_index())
         if index == BOOTSTRAP_INDEX == first - 1:
             # What every node of the initial cluster starts from: members, and no user data.
-            self.answer(command, Answer(Outcome.NULL_ENTRY))
-            return
+            return Answer(Outcome.NULL_ENTRY)
         if not first <= index <= committed:
-            self.answer(command, _no_such_entry(index, first, committed))
-            return
+            return _no_such_entry(index, first, committed)
         if self._entry_read[0] != index:
             self._entry_read = (index, _user_data(store.entries(index, index + 1, _READ_ONE)[0]))
         data = self._entry_read[1]
         if data is None:
-            self.answer(command, Answer(Outcome.NULL_ENTRY))
-            return
-        self.answer(
-            command, Answer(Outcome.DATA, len(data), index, data[offset : offset + SLOT_PAYLOAD_BYTES])
-        )
+            return Answer(Outcome.NULL_ENTRY)
+        return Answer(Outcome.DATA, len(data), index, data[offset : offset + SLOT_PAYLOAD_BYTES])
 
     # --- what happens meanwhile -----------------------------------------------------------------------
 

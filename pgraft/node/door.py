@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pgraft.log import log
+from pgraft.node.checksums import BLOCK
 from pgraft.node.core import Core
-from pgraft.node.envelope import Envelope, NodeStatus
+from pgraft.node.divergence import ENDS_MAX
+from pgraft.node.envelope import Digest, Envelope, NodeStatus
 from pgraft.node.membership import MembershipError, decode_change, from_snapshot
 from pgraft.node.quiet import CAMPAIGN_TRANSFER
 from pgraft.postgres.settings import BY_NAME
@@ -38,7 +40,9 @@ ENVELOPE_CALLS_MAX = 65536
 CONTEXT_BYTES_MAX = 64
 TIMEOUT_MS_MAX = 2**31
 AGE_MS_MAX = 2**42
+U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
+CHECKSUM_BYTES = 4
 REPORT_INTERVAL_NS = 60_000_000_000
 _PROMISE_MS_MAX = BY_NAME["pgraft.election_timeout"].maximum
 _OUTCOMES = frozenset(int(outcome) for outcome in Outcome)
@@ -92,7 +96,7 @@ class Door:
         asked = newest_round if leads else U64_MAX
         if not 0 <= envelope.echo <= asked:
             return f"an answer to round {envelope.echo}, the last one is {newest_round}"
-        why = _wrong_status(envelope.status)
+        why = _wrong_status(envelope.status) or _wrong_digest(envelope.digest)
         for row in envelope.table:
             why = why or _wrong_status(row)
         if not why and (envelope.calls or envelope.replies):
@@ -270,6 +274,27 @@ def _wrong_status(status: NodeStatus) -> str:
     ):
         return _FINE
     return f"a status that no node has: {status}"
+
+
+def _wrong_digest(digest: Digest | None) -> str:
+    if digest is None or (
+        0 <= digest.index <= INDEX_MAX
+        and 0 <= digest.checksum <= U32_MAX
+        and 0 <= digest.asks <= INDEX_MAX
+        and 0 <= digest.answers <= INDEX_MAX
+        and _are_checksums(digest.ends, ENDS_MAX)
+        and _are_checksums(digest.values, BLOCK)
+        and len(digest.ends) // CHECKSUM_BYTES * BLOCK <= digest.index
+    ):
+        return _FINE
+    return (
+        f"checksums at {digest.index}, {len(digest.ends)} bytes of ends, {len(digest.values)} of block"
+        f" {digest.answers}, a question for block {digest.asks}"
+    )
+
+
+def _are_checksums(data: bytes, count_max: int) -> bool:
+    return len(data) % CHECKSUM_BYTES == 0 and len(data) <= count_max * CHECKSUM_BYTES
 
 
 def _wrong_commands(envelope: Envelope) -> str:

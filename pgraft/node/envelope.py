@@ -55,6 +55,23 @@ class Reply(msgspec.Struct, array_like=True):
     payload: bytes = b""
 
 
+class Digest(msgspec.Struct, array_like=True):
+    """Checksums of committed entries, as checksums.py counts them: what divergence.py says.
+
+    A leader's word, with heartbeats: the running `checksum` at `index` (0: not known), and the `ends` of the
+    blocks right before that one. A follower's question: the block `asks`, whose end here is `checksum` (0:
+    not known). The leader's answer, with its word: the block `answers` with all its `values` there, none
+    where there is nothing to compare.
+    """
+
+    index: int = 0
+    checksum: int = 0
+    ends: bytes = b""
+    asks: int = 0
+    answers: int = 0
+    values: bytes = b""
+
+
 class Envelope(msgspec.Struct, array_like=True):
     """One frame's content.
 
@@ -62,6 +79,8 @@ class Envelope(msgspec.Struct, array_like=True):
     answer, 0 when it asks for none; `echo` the newest round that the sender has answered for, of
     the term `echo_term`, with `promise_ms`: for how long it gives no vote. `removed_index` tells
     the receiver that the membership change at this index removed it.
+
+    Fields are added at the end: who does not know them passes over them, and who does not get them has None.
     """
 
     sender: int
@@ -76,6 +95,7 @@ class Envelope(msgspec.Struct, array_like=True):
     calls: list[Call] = []
     replies: list[Reply] = []
     removed_index: int = 0
+    digest: Digest | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -23,6 +23,7 @@ from pgraft.storage import (
     load_peers,
     new_member_id,
     open_store,
+    remove_mark,
     save_peers,
     update_identity,
 )
@@ -93,6 +94,8 @@ def force_new_cluster(data_dir: Path, segment_bytes: int) -> str:
         update_identity(data_dir, forced)
         _bar_old_ids(data_dir, survivor)
         _leave_alone(store, survivor)
+        # Whoever chose this node has decided whose log is right.
+        remove_mark(data_dir)
     finally:
         store.close()
     return forced.cluster_id

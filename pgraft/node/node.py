@@ -15,12 +15,14 @@ import msgspec
 from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.board import Board
+from pgraft.node.checksums import Checksums
 from pgraft.node.commands import Command
 from pgraft.node.core import Core
 from pgraft.node.desk import Desk
 from pgraft.node.display import Display
+from pgraft.node.divergence import Audit, conflict
 from pgraft.node.door import Door
-from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
+from pgraft.node.envelope import BadEnvelope, Digest, Envelope, NodeStatus, decode
 from pgraft.node.lease import Lease
 from pgraft.node.membership import Membership, MembershipError, admitting, decode_change, from_snapshot
 from pgraft.node.outbox import Outbox
@@ -95,6 +97,8 @@ class Node:
         self._snapshots: dict[int, int] = {}
         self._lease_basis: tuple[object, ...] = ()
         self._compacted_check = self.raft.raft_log.applied
+        self._sums = Checksums(core.store, self.raft.raft_log.applied)
+        self._audit = Audit(config.node_id, self._sums, self._timeout_ns)
         self._start_membership(core.membership_log.current)
 
     def _start_membership(self, membership: Membership) -> None:
@@ -111,7 +115,7 @@ class Node:
     # --- one turn ---------------------------------------------------------------------------------------
 
     def turn(self, records: list[bytes], commands: list[Command], now_ns: int) -> bool:
-        """Handle what has come. Returns whether there is more to do at once. Raises StorageError.
+        """Handle what has come. Returns whether there is more to do at once. Raises StorageError, Diverged.
 
         `now_ns` was read after `records`: the promise that answers a leader's round begins now, and may not
         begin before that round was sent.
@@ -131,6 +135,7 @@ class Node:
         self.desk.poll()
         if self.core.raw.has_ready():
             more = self.core.turn(self)
+        self._audit.poll(now_ns)
         self.desk.sweep()
         self._farewells()
         if self._snapshots:
@@ -268,6 +273,7 @@ class Node:
                     self._envelope(node_id, decode(record[ENVELOPE_OFFSET:]))
                 case RecordKind.PEER_HELLO:
                     self.roster.hello(node_id, unpack_peer_hello(record))
+                    self._audit.reconnected(node_id)
                     self.roster.publish(self.core.membership_log.current)
                 case RecordKind.REFUSED_BY_PEER:
                     self._refused(node_id, unpack_refusal(record))
@@ -317,6 +323,18 @@ class Node:
             self.board.hear_table(envelope.table, sender, self._now)
         for call in envelope.calls:
             self.desk.call(sender, call)
+        if envelope.digest is not None:
+            self._hear_digest(sender, envelope.digest, envelope.term)
+
+    def _hear_digest(self, sender: int, digest: Digest, term: int) -> None:
+        """Checksums count from the leader that this node follows, and questions from members."""
+        raft, current = self.raft, self.core.membership_log.current
+        if raft.state == StateType.StateLeader:
+            if digest.asks and current.get(sender) is not None:
+                self._audit.asked(sender, digest)
+        elif raft.lead == sender and raft.term == term and current.is_voter(sender):
+            self._audit.follow(sender, term)
+            self._audit.hear(digest, self._now)
 
     def _vote_though_removed(self, sender: int, messages: list[Message]) -> None:
         """Who asks may have forgotten the commit of the removal, and then needs this vote to go on."""
@@ -361,11 +379,26 @@ class Node:
             return
         if self.desk.debug:
             log("DEBUG", f"node {self.node_id} got {message.type.name} of term {message.term} from {sender}")
+        committed = self.raft.raft_log.committed
         try:
             self.core.raw.step(message)
         except RaftError:
             # From a node that is no member any more, or of a kind that must not travel: nothing changes.
             self.rejected += 1
+            return
+        if message.type in _FROM_LEADER:
+            self._compare_terms(message, committed)
+
+    def _compare_terms(self, message: Message, committed: int) -> None:
+        """With what was committed before it came. Only a member counts that this node follows, after the
+        message, in its present term: what is left of an earlier leader has a lower one. Raises Diverged."""
+        raft = self.raft
+        if raft.lead != message.from_ or raft.term != message.term:
+            return
+        found = conflict(raft.raft_log, committed, message)
+        if found is not None and self.core.membership_log.current.is_voter(message.from_):
+            self._audit.follow(raft.lead, raft.term)
+            raise self._audit.differs(found)
 
     def _refused(self, node_id: int, refusal: Refusal) -> None:
         self.roster.refused(node_id, refusal)
@@ -435,13 +468,19 @@ class Node:
         if asks:
             self._newest_round = now
         own = self._display.own_status()
-        if self.outbox.flush(own, self._table(own, now), round_ns=now if asks else 0):
+        if self.outbox.flush(own, self._table(own, now), self._digest, round_ns=now if asks else 0):
             self.outbox.ring()
         for node_id in self.outbox.take_lost():
             self.core.raw.report_unreachable(node_id)
 
     def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
         return lambda: self.board.table(own, now)
+
+    def _digest(self, node_id: int, beats: bool) -> Digest | None:
+        raft = self.raft
+        if raft.state == StateType.StateLeader:
+            return self._audit.word(node_id) if beats else None
+        return self._audit.question(self._now) if raft.lead == node_id else None
 
     def _asks_for_lease(self) -> bool:
         """Whether this flush asks for a round of the lease: with heartbeats, and while there is no lease.
@@ -475,6 +514,7 @@ class Node:
         if role == self._role:
             return
         (old_term, old_lead, old_state), self._role = self._role, role
+        self._audit.follow(raft.lead, raft.term)
         self.outbox.drop_held()
         led = old_state == StateType.StateLeader
         leads = raft.state == StateType.StateLeader
@@ -510,6 +550,7 @@ class Node:
 
     def on_committed(self, entries: list[Entry]) -> None:
         """Apply: membership changes take effect, sessions get their answer."""
+        self._sums.extend(entries)
         for entry in entries:
             if entry.type:
                 self._apply_change(entry)
@@ -576,6 +617,7 @@ class Node:
         self.core.membership_log.reset(snapshot.metadata.index, state)
         self.roster.publish(state)
         self._compacted_check = snapshot.metadata.index
+        self._audit.restored(snapshot.metadata.index)
         self._mark_formed()
         log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Envelope, NodeStatus, Reply, encode
+from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Digest, Envelope, NodeStatus, Reply, encode
 from pgraft.raft.types import Message, MessageType
 from pgraft.shm.doorbell import Bell
 from pgraft.shm.rings import RingWriter
@@ -43,6 +43,10 @@ class Peer:
     def has_something(self) -> bool:
         """Whether an envelope is due (a held commit alone is not)."""
         return bool(self.messages or self.calls or self.replies or self.removed_index)
+
+
+def _no_digest(node_id: int, beats: bool) -> Digest | None:
+    return None
 
 
 class Outbox:
@@ -140,14 +144,16 @@ class Outbox:
         self,
         status: NodeStatus,
         table: Callable[[], list[NodeStatus]],
+        digest: Callable[[int, bool], Digest | None] = _no_digest,
         *,
         round_ns: int,
     ) -> bool:
         """Put one envelope a peer on the ring. `round_ns`: 0, or the send time when this node leads and
-        asks for a lease answer. Returns whether anything was written; the caller rings the bell."""
+        asks for a lease answer. `digest` gives the checksums for a peer, whose envelope has a heartbeat or
+        not. Returns whether anything was written; the caller rings the bell."""
         for node_id, peer in self._peers.items():
             if peer.has_something():
-                self._send(node_id, peer, status, table, round_ns)
+                self._send(node_id, peer, status, table, digest, round_ns)
         self.beats = False
         return self.publish()
 
@@ -165,6 +171,7 @@ class Outbox:
         peer: Peer,
         status: NodeStatus,
         table: Callable[[], list[NodeStatus]],
+        digest: Callable[[int, bool], Digest | None],
         round_ns: int,
     ) -> None:
         whole = _Load(peer.messages, peer.calls, peer.replies)
@@ -184,6 +191,7 @@ class Outbox:
                 calls=load.calls,
                 replies=load.replies,
                 removed_index=peer.removed_index,
+                digest=digest(node_id, beats),
             )
             hurry = NO_HURRY if _can_wait(envelope) else HURRY
             if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), hurry, encode(envelope)):

@@ -1,6 +1,7 @@
 """Raft state on disk: entry log, hard state, snapshots, identity. See README.md in this folder."""
 
 from pgraft.storage.data_dir import LockedDir, lock_data_dir, prepare_data_dir
+from pgraft.storage.diverged import DIVERGED_NAME, read_mark, remove_mark, write_mark
 from pgraft.storage.errors import DamagedLog, DataDirLocked, StorageError
 from pgraft.storage.identity import (
     Identity,
@@ -14,6 +15,7 @@ from pgraft.storage.identity import (
 from pgraft.storage.store import Recovered, Store, open_store
 
 __all__ = [
+    "DIVERGED_NAME",
     "DamagedLog",
     "DataDirLocked",
     "Identity",
@@ -28,6 +30,9 @@ __all__ = [
     "new_member_id",
     "open_store",
     "prepare_data_dir",
+    "read_mark",
+    "remove_mark",
     "save_peers",
     "update_identity",
+    "write_mark",
 ]
