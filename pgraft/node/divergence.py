@@ -81,21 +81,23 @@ def conflict(raft_log: RaftLog, committed: int, message: Message) -> Conflict | 
 
 
 class _Suspicion(msgspec.Struct, frozen=True):
-    """One of the entries `lo` to `hi`, all of one block, differs from the leader's. It will say which one;
-    at `due_ns` this node waits no longer."""
+    """One of the entries `lo` to `hi`, all of one block, differs from the leader's; `how` says in what.
+
+    The leader is asked which one it is, and then, whether an earlier block differs as well. At `due_ns` this
+    node waits for no more answers.
+    """
 
     leader: int
     term: int
     lo: int
     hi: int
-    here: int
-    there: int
+    how: str
     due_ns: int
 
     @property
-    def block(self) -> int:
-        """The block that they belong to."""
-        return block_of(self.lo)
+    def asks(self) -> int:
+        """The block to ask the leader for: where the entry is not known yet its own, else the one before."""
+        return block_of(self.lo) - (self.lo == self.hi)
 
 
 class Audit:
@@ -121,6 +123,7 @@ class Audit:
         self._ask_ns = 0
         self._equal = 0
         self._compared = 0
+        self._same = 0
         self._again = False
         self._cursor = block_of(self._sums.applied + 1) - 1
         self._wanted: dict[int, tuple[int, int]] = {}
@@ -133,6 +136,11 @@ class Audit:
         self._forget_leader()
 
     # --- as a follower ----------------------------------------------------------------------------------
+
+    @property
+    def suspects(self) -> bool:
+        """Whether something differs, and this node is about to leave."""
+        return self._suspicion is not None
 
     def follow(self, leader: int, term: int) -> None:
         """This node follows this leader now (or leads, or nobody is known): compare everything once more."""
@@ -165,7 +173,7 @@ class Audit:
             self._equal = word.index
         elif own is not None:
             lo = max(first_of(block_of(word.index)), self._equal + 1)
-            self._suspect(lo, word.index, own, word.checksum, now_ns)
+            self._suspect(lo, word.index, _checksums(own, word.checksum), now_ns)
 
     def _compare_ends(self, block: int, ends: tuple[int, ...], now_ns: int) -> None:
         """The ends of the blocks right before `block`, those that were not compared before."""
@@ -179,24 +187,38 @@ class Audit:
             if own is None:
                 self._again = self._again or bool(self._compared)
             elif own != end:
-                self._suspect(first_of(one), last_of(one), own, end, now_ns)
+                self._suspect(first_of(one), last_of(one), _checksums(own, end), now_ns)
+            else:
+                self._same = one
         self._compared = max(self._compared, block - 1)
 
-    def _suspect(self, lo: int, hi: int, here: int, there: int, now_ns: int) -> None:
+    def suspect_terms(self, found: Conflict, now_ns: int) -> None:
+        """A message of the leader that this node follows has another term. Raises Diverged."""
+        how = f"its term is {found.term_here} here, {found.term_there} there"
+        self._suspect(first_of(block_of(found.index)), found.index, how, now_ns)
+
+    def _suspect(self, lo: int, hi: int, how: str, now_ns: int) -> None:
         if self._suspicion is not None:
             return
         leader, term = self._leader
-        due_ns = now_ns + self._timeout_ns
-        self._suspicion = suspicion = _Suspicion(leader, term, lo, hi, here, there, due_ns)
-        self._asked = 0
-        if lo == hi:
-            raise self._diverged(suspicion)
+        suspicion = _Suspicion(leader, term, lo, hi, how, now_ns + self._timeout_ns)
         log(
             "WARNING",
             f"node {self._node_id} has other committed entries than node {leader}, which leads term {term}:"
-            f" one of {lo} to {hi}, checksum {here:08x} here and {there:08x} there",
-            detail="It asks the leader for the checksum of each of them, and then leaves consensus.",
+            f" {_which(lo, hi)}: {how}",
+            detail="It asks the leader which one is the first, and then leaves consensus.",
         )
+        self._look_further(suspicion)
+
+    def _look_further(self, suspicion: _Suspicion) -> None:
+        """Ask which entry it is, or whether an earlier block differs, too. Raises Diverged where that is
+        known."""
+        self._suspicion = suspicion
+        self._asked = 0
+        is_first = suspicion.asks == 0 or suspicion.asks == self._same or not self._sums.keeps(suspicion.asks)
+        if suspicion.lo == suspicion.hi and is_first:
+            raise self._diverged(suspicion)
+        self._sums.want(suspicion.asks)
 
     def question(self, now_ns: int) -> Digest | None:
         """What to ask the leader with an envelope that goes to it now, None for nothing."""
@@ -205,7 +227,7 @@ class Audit:
                 return None
         elif now_ns < self._ask_ns and self._suspicion is None:
             return None
-        block = self._suspicion.block if self._suspicion is not None else self._cursor
+        block = self._suspicion.asks if self._suspicion is not None else self._cursor
         end = self._sums.end(block) if block else None
         if self._suspicion is None and end is None:
             self._prepare(block)
@@ -226,11 +248,15 @@ class Audit:
 
     def _answered(self, digest: Digest, now_ns: int) -> None:
         block, self._ask_ns = digest.answers, now_ns + AUDIT_EVERY_NS
+        suspicion = self._suspicion
         if digest.values:
             self._theirs = (block, digest.values)
-            self._compare_values()
-        elif self._suspicion is None:
+            self._compare_values(now_ns)
+        elif suspicion is None:
             self._is_compared(block)
+        elif suspicion.lo == suspicion.hi:
+            # The block before is the same, or the leader has no more of it.
+            raise self._diverged(suspicion)
         # Else it cannot say more either, and may be asked again; this node leaves when its time is over.
 
     def _is_compared(self, block: int) -> None:
@@ -238,45 +264,46 @@ class Audit:
         if block == self._cursor:
             self._cursor -= 1
 
-    def _compare_values(self) -> None:
-        """The leader's values of one block with those here, once they are read."""
+    def _compare_values(self, now_ns: int) -> None:
+        """The leader's values of one block with those here, once they are read. Raises Diverged."""
         if self._theirs is None:
             return
         block, data = self._theirs
         own = self._sums.values(block)
-        if own is None or (not len(own) and self._sums.keeps(block)):
-            if not self._sums.keeps(block):
+        if not own:
+            if self._sums.keeps(block):
+                self._sums.want(block)
+            else:
                 self._theirs = None
                 self._is_compared(block)
-            self._sums.want(block)
             return
         self._theirs = None
+        suspicion = self._suspicion
         for index, (here, there) in enumerate(zip(own, unpack(data), strict=False), first_of(block)):
             if here != there:
                 leader, term = self._leader
-                raise self._diverged(_Suspicion(leader, term, index, index, here, there, 0))
-        suspicion = self._suspicion
-        if suspicion is not None and suspicion.block == block:
-            self._asked = 0
-            if min(len(data) // 4, len(own)) > suspicion.hi - first_of(block):
-                self._suspicion = None
-                log("WARNING", f"node {self._node_id} has the same entries as node {self._leader[0]}")
+                due_ns = suspicion.due_ns if suspicion is not None else now_ns + self._timeout_ns
+                self._look_further(_Suspicion(leader, term, index, index, _checksums(here, there), due_ns))
+                return
         self._is_compared(block)
+        if suspicion is not None and suspicion.asks == block:
+            self._is_same(suspicion, first_of(block) + min(len(own), len(data) // 4) - 1)
 
-    def _diverged(self, what: _Suspicion) -> Diverged:
-        which = f"entry {what.lo}" if what.lo == what.hi else f"one of the entries {what.lo} to {what.hi}"
-        how = f"checksum {what.here:08x} here, {what.there:08x} there"
-        return self._error(which, what.lo, (what.leader, what.term), how)
+    def _is_same(self, suspicion: _Suspicion, upto: int) -> None:
+        """The block that was asked for, for a suspicion, does not differ up to this index."""
+        if suspicion.lo == suspicion.hi:
+            raise self._diverged(suspicion)
+        if upto >= suspicion.hi:
+            # Another leader than the one that differed: that one will find out itself.
+            self._suspicion = None
+            log("WARNING", f"node {self._node_id} has the same entries as node {self._leader[0]}")
 
-    def differs(self, found: Conflict) -> Diverged:
-        """The terms differ, in a message of the leader that this node follows."""
-        how = f"its term is {found.term_here} here, {found.term_there} there"
-        return self._error(f"entry {found.index}", found.index, self._leader, how)
-
-    def _error(self, which: str, index: int, leader: tuple[int, int], how: str) -> Diverged:
-        whose = f"node {leader[0]}, the leader of term {leader[1]}"
-        text = f"{which}, which is committed, is another one here than on {whose}: {how}"
-        return Diverged(text, hint(self._node_id, index))
+    def _diverged(self, what: _Suspicion, more: str = "") -> Diverged:
+        text = (
+            f"{_which(what.lo, what.hi)}, which is committed, is another one here than on node {what.leader},"
+            f" the leader of term {what.term}: {what.how}{more}"
+        )
+        return Diverged(text, hint(self._node_id, what.lo))
 
     # --- as a leader ------------------------------------------------------------------------------------
 
@@ -321,9 +348,17 @@ class Audit:
             self._worked_ns = now_ns
             self._sums.work()
             if self._theirs is not None:
-                self._compare_values()
+                self._compare_values(now_ns)
         if self._pending is not None:
             self._compare(self._pending, now_ns)
         suspicion = self._suspicion
         if suspicion is not None and now_ns >= suspicion.due_ns:
-            raise self._diverged(suspicion)
+            raise self._diverged(suspicion, "; there was no time to find out whether an earlier one differs")
+
+
+def _which(lo: int, hi: int) -> str:
+    return f"entry {lo}" if lo == hi else f"one of the entries {lo} to {hi}"
+
+
+def _checksums(here: int, there: int) -> str:
+    return f"checksum {here:08x} here, {there:08x} there"

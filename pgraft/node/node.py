@@ -98,7 +98,7 @@ class Node:
         self._lease_basis: tuple[object, ...] = ()
         self._compacted_check = self.raft.raft_log.applied
         self._sums = Checksums(core.store, self.raft.raft_log.applied)
-        self._audit = Audit(config.node_id, self._sums, self._timeout_ns)
+        self.audit = Audit(config.node_id, self._sums, self._timeout_ns)
         self._start_membership(core.membership_log.current)
 
     def _start_membership(self, membership: Membership) -> None:
@@ -135,7 +135,7 @@ class Node:
         self.desk.poll()
         if self.core.raw.has_ready():
             more = self.core.turn(self)
-        self._audit.poll(now_ns)
+        self.audit.poll(now_ns)
         self.desk.sweep()
         self._farewells()
         if self._snapshots:
@@ -273,7 +273,7 @@ class Node:
                     self._envelope(node_id, decode(record[ENVELOPE_OFFSET:]))
                 case RecordKind.PEER_HELLO:
                     self.roster.hello(node_id, unpack_peer_hello(record))
-                    self._audit.reconnected(node_id)
+                    self.audit.reconnected(node_id)
                     self.roster.publish(self.core.membership_log.current)
                 case RecordKind.REFUSED_BY_PEER:
                     self._refused(node_id, unpack_refusal(record))
@@ -331,10 +331,10 @@ class Node:
         raft, current = self.raft, self.core.membership_log.current
         if raft.state == StateType.StateLeader:
             if digest.asks and current.get(sender) is not None:
-                self._audit.asked(sender, digest)
+                self.audit.asked(sender, digest)
         elif raft.lead == sender and raft.term == term and current.is_voter(sender):
-            self._audit.follow(sender, term)
-            self._audit.hear(digest, self._now)
+            self.audit.follow(sender, term)
+            self.audit.hear(digest, self._now)
 
     def _vote_though_removed(self, sender: int, messages: list[Message]) -> None:
         """Who asks may have forgotten the commit of the removal, and then needs this vote to go on."""
@@ -397,8 +397,8 @@ class Node:
             return
         found = conflict(raft.raft_log, committed, message)
         if found is not None and self.core.membership_log.current.is_voter(message.from_):
-            self._audit.follow(raft.lead, raft.term)
-            raise self._audit.differs(found)
+            self.audit.follow(raft.lead, raft.term)
+            self.audit.suspect_terms(found, self._now)
 
     def _refused(self, node_id: int, refusal: Refusal) -> None:
         self.roster.refused(node_id, refusal)
@@ -479,8 +479,8 @@ class Node:
     def _digest(self, node_id: int, beats: bool) -> Digest | None:
         raft = self.raft
         if raft.state == StateType.StateLeader:
-            return self._audit.word(node_id) if beats else None
-        return self._audit.question(self._now) if raft.lead == node_id else None
+            return self.audit.word(node_id) if beats else None
+        return self.audit.question(self._now) if raft.lead == node_id else None
 
     def _asks_for_lease(self) -> bool:
         """Whether this flush asks for a round of the lease: with heartbeats, and while there is no lease.
@@ -514,7 +514,7 @@ class Node:
         if role == self._role:
             return
         (old_term, old_lead, old_state), self._role = self._role, role
-        self._audit.follow(raft.lead, raft.term)
+        self.audit.follow(raft.lead, raft.term)
         self.outbox.drop_held()
         led = old_state == StateType.StateLeader
         leads = raft.state == StateType.StateLeader
@@ -617,7 +617,7 @@ class Node:
         self.core.membership_log.reset(snapshot.metadata.index, state)
         self.roster.publish(state)
         self._compacted_check = snapshot.metadata.index
-        self._audit.restored(snapshot.metadata.index)
+        self.audit.restored(snapshot.metadata.index)
         self._mark_formed()
         log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")
 

@@ -45,6 +45,7 @@ from pgraft.raft import (
 )
 from pgraft.raft.errors import ErrConfChange
 from pgraft.storage import Store, open_store
+from tests.simulation.checks import Violation
 from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
 from tests.simulation.profile import TICK_US
@@ -338,7 +339,7 @@ class Host:
         if message.type in FROM_LEADER and raft.lead == message.from_ and raft.term == message.term:
             found = conflict(raft.raft_log, committed, message)
             if found is not None:
-                raise self.audit.differs(found)
+                raise Violation(f"node {self.id}: {found}, {message}")
 
     # --- a turn ---------------------------------------------------------------------------------------
 
@@ -359,6 +360,8 @@ class Host:
             self._notice_role()
             take(ready)
         self.audit.poll(self.local(self.at) * NS)
+        if self.audit.suspects:
+            raise Violation(f"node {self.id} takes its log for another one than its leader's")
         self._flush()
         self.busy_until = self.at
         self.checks.after(self)

@@ -2,8 +2,9 @@
 
 There is no network process: what a node puts into its outbound ring is handed to the others here,
 over links that can be cut. Nothing that nodes say to each other may be turned away at the door of
-another: only a test that says hostile things itself sets `hostile`. Nodes can be killed (what they did
-not sync is on disk all the same, but their memory is gone), frozen and thawed. Commands go through the
+another: only a test that says hostile things itself sets `hostile`. No node may find that its log has
+diverged: only a test that makes it so sets `diverged`. Nodes can be killed (what they did not sync is on
+disk all the same, but their memory is gone), frozen and thawed. Commands go through the
 real command ring, as a backend's.
 """
 
@@ -308,6 +309,8 @@ class SimNode:
         records, self.inbox = self.inbox, []
         commands = self.source.take(self.sim.now_ns)
         more = self.live.turn(records, commands, self.sim.now_ns)
+        if self.live.audit.suspects and not self.sim.diverged:
+            raise AssertionError(f"node {self.id} takes its log for another one than its leader's")
         self.due_ns = self.sim.now_ns if more else max(self.live.deadline_ns(), self.sim.now_ns)
 
     def wants_turn(self) -> bool:
@@ -329,6 +332,7 @@ class Sim:
         self.on_step: list[Callable[[], None]] = []
         self.drop: Callable[[int, int, bytes], bool] = lambda sender, to, envelope: False
         self.hostile = False
+        self.diverged = False
         self.turned_away = 0
         self._links: set[tuple[int, int]] = set()
         self._cut: set[frozenset[int]] = set()
