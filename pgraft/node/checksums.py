@@ -1,7 +1,8 @@
 """Running checksums of the committed entries, for nodes to compare: the same index and term may hold other
 data after two leaders of one term.
 
-The log is cut into blocks of BLOCK entries, the same on every node: block 1 holds entries 1 to BLOCK. The
+The log is cut into blocks of BLOCK entries, the same on every node. Block 1 begins with entry 2: at index 1
+stands the snapshot that all nodes of the initial cluster start from, so nobody has an entry there. The
 running checksum at an index is that of all entries from the start of its block on, so it does not matter
 where a node's own log begins. It is unknown where the start of the block is not kept.
 
@@ -20,6 +21,7 @@ from pgraft.raft.types import Entry
 
 BLOCK = 1024
 """Entries in a block: its values are 4 KB, and a block that is read again is short work."""
+FIRST_INDEX = 2
 PIECE_BYTES = 64 * 1024
 """Entry bytes that one step of reading again takes, and at least one entry."""
 
@@ -35,18 +37,18 @@ class Kept(Protocol):
 
 
 def block_of(index: int) -> int:
-    """The block of entry `index`."""
-    return (index - 1) // BLOCK + 1
+    """The block of entry `index`, 0 for index 1."""
+    return (index - FIRST_INDEX) // BLOCK + 1
 
 
 def first_of(block: int) -> int:
     """Index of the first entry of a block."""
-    return (block - 1) * BLOCK + 1
+    return (block - 1) * BLOCK + FIRST_INDEX
 
 
 def last_of(block: int) -> int:
     """Index of the last entry of a block."""
-    return block * BLOCK
+    return first_of(block + 1) - 1
 
 
 def pack(values: array[int] | list[int]) -> bytes:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pgraft.log import log
-from pgraft.node.checksums import BLOCK
+from pgraft.node.checksums import BLOCK, block_of
 from pgraft.node.core import Core
 from pgraft.node.divergence import ENDS_MAX
 from pgraft.node.envelope import Digest, Envelope, NodeStatus
@@ -284,7 +284,7 @@ def _wrong_digest(digest: Digest | None) -> str:
         and 0 <= digest.answers <= INDEX_MAX
         and _are_checksums(digest.ends, ENDS_MAX)
         and _are_checksums(digest.values, BLOCK)
-        and len(digest.ends) // CHECKSUM_BYTES * BLOCK <= digest.index
+        and len(digest.ends) // CHECKSUM_BYTES <= block_of(digest.index)
     ):
         return _FINE
     return (

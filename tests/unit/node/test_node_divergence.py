@@ -209,7 +209,7 @@ def test_the_first_entry_that_differs_is_named_wherever_it_stands(seed: int) -> 
     chance = random.Random(seed)
     entries = history(100, seed)
     other = history(100, seed)
-    wrong, likely = chance.randrange(1, 101), chance.choice((0, 0.8))
+    wrong, likely = chance.randrange(2, 101), chance.choice((0, 0.8))
     other[wrong - 1].data += b"!"
     for later in range(wrong, min(100, wrong + 3 * BLOCK)):
         if chance.random() < likely:
@@ -227,8 +227,8 @@ def test_the_first_entry_that_differs_is_named_wherever_it_stands(seed: int) -> 
 def test_an_entry_is_named_at_once_where_all_before_it_was_compared() -> None:
     entries, other = history(30), history(30)
     other[20].data += b"!"
-    pair = Pair(Log(entries), Log(other), (8, 8), answers=False)
-    for upto in (16, 20):
+    pair = Pair(Log(entries), Log(other), (9, 9), answers=False)
+    for upto in (17, 20):
         pair.beat()
         for who in (0, 1):
             pair.apply(who, upto)
@@ -249,33 +249,35 @@ def test_a_follower_that_lags_compares_when_it_gets_there() -> None:
         pair.apply(0, upto)
         pair.beat()
     pair.apply(1, 10)
-    with pytest.raises(Diverged, match="entry 10, .*; there was no time"):
+    with pytest.raises(Diverged, match="entry 10,"):
         pair.beats(2)
 
 
 def test_a_leader_that_does_not_answer_is_waited_for_one_election_timeout() -> None:
     entries, other = history(30), history(30)
-    other[17].data += b"!"
+    other[26].data += b"!"
     pair = Pair(Log(entries), Log(other), (30, 30), answers=False)
+    while not pair.follower.suspects:
+        pair.beat()
     began = pair.now
-    with pytest.raises(Diverged, match="one of the entries 17 to 24,"):
+    with pytest.raises(Diverged, match="one of the entries 26 to 30,"):
         pair.beats(5)
-    assert TIMEOUT_NS <= pair.now - began <= TIMEOUT_NS + 3 * STEP_NS
+    assert TIMEOUT_NS <= pair.now - began <= TIMEOUT_NS + STEP_NS
 
 
 def test_the_next_leader_may_agree_with_this_node() -> None:
     """Then it was the earlier one that differed, and that one will find out."""
     entries, odd = history(30), history(30)
-    odd[17].data += b"!"
+    odd[26].data += b"!"
     pair = Pair(Log(odd), Log(entries), (30, 30), answers=False)
-    pair.beat()
-    assert pair.follower._suspicion is not None
+    while not pair.follower.suspects:
+        pair.beat()
     good = Pair(Log(entries), Log(entries), (30, 30))
     good.follower, good.now = pair.follower, pair.now
     good.sums = (good.sums[0], pair.sums[1])
     good.follower.follow(1, 10)
     good.beats(5)
-    assert good.follower._suspicion is None
+    assert not good.follower.suspects
 
 
 def test_all_that_is_kept_is_asked_for_newest_first_and_one_a_second() -> None:
