@@ -99,11 +99,12 @@ class Door:
         why = _wrong_status(envelope.status) or _wrong_digest(envelope.digest)
         for row in envelope.table:
             why = why or _wrong_status(row)
-        if not why and (envelope.calls or envelope.replies):
+        if not why and (envelope.calls or envelope.replies or envelope.inquiry):
             why = _wrong_commands(envelope)
         # Only members have sessions that wait, and they send their commands to who leads and knows them all.
-        if not why and envelope.calls and self._core.membership_log.current.get(envelope.sender) is None:
-            why = f"{len(envelope.calls)} commands of a node that is no member"
+        asks = envelope.calls or envelope.inquiry
+        if not why and asks and self._core.membership_log.current.get(envelope.sender) is None:
+            why = f"{len(envelope.calls)} commands, or a question about some, of a node that is no member"
         return why
 
     # --- messages -----------------------------------------------------------------------------------------
@@ -306,6 +307,11 @@ def _wrong_commands(envelope: Envelope) -> str:
             and _are_words(call.nonce, call.number, call.arg1, call.arg2)
         ):
             return f"a command of kind {call.kind} for {call.timeout_ms} ms on {call.arg1}, {call.arg2}"
+    inquiry = envelope.inquiry
+    if inquiry is not None and not (
+        len(inquiry.numbers) <= ENVELOPE_CALLS_MAX and _are_words(inquiry.nonce, *inquiry.numbers)
+    ):
+        return f"a question about {len(inquiry.numbers)} commands"
     for reply in envelope.replies:
         if reply.outcome not in _OUTCOMES or not _are_words(reply.value1, reply.value2):
             return f"an answer with outcome {reply.outcome}, {reply.value1}, {reply.value2}"

@@ -55,6 +55,13 @@ class Reply(msgspec.Struct, array_like=True):
     payload: bytes = b""
 
 
+class Inquiry(msgspec.Struct, array_like=True):
+    """Calls that the sender still waits for: of which its answer will not come, the leader says so."""
+
+    nonce: int
+    numbers: list[int]
+
+
 class Digest(msgspec.Struct, array_like=True):
     """Checksums of committed entries, as checksums.py counts them: what divergence.py says.
 
@@ -96,6 +103,7 @@ class Envelope(msgspec.Struct, array_like=True):
     replies: list[Reply] = []
     removed_index: int = 0
     digest: Digest | None = None
+    inquiry: Inquiry | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -274,6 +274,7 @@ class Node:
                 case RecordKind.PEER_HELLO:
                     self.roster.hello(node_id, unpack_peer_hello(record))
                     self.audit.reconnected(node_id)
+                    self.desk.reconnected(node_id)
                     self.roster.publish(self.core.membership_log.current)
                 case RecordKind.REFUSED_BY_PEER:
                     self._refused(node_id, unpack_refusal(record))
@@ -281,6 +282,7 @@ class Node:
                     self.roster.connected(node_id)
                 case RecordKind.PEER_DISCONNECTED:
                     self.roster.disconnected(node_id)
+                    self.desk.reconnected(node_id)
                     self.core.raw.report_unreachable(node_id)
                 case _:
                     self.malformed += 1
@@ -323,6 +325,8 @@ class Node:
             self.board.hear_table(envelope.table, sender, self._now)
         for call in envelope.calls:
             self.desk.call(sender, call)
+        if envelope.inquiry is not None:
+            self.desk.inquired(sender, envelope.inquiry)
         if envelope.digest is not None:
             self._hear_digest(sender, envelope.digest, envelope.term)
 
@@ -472,6 +476,7 @@ class Node:
             self.outbox.ring()
         for node_id in self.outbox.take_lost():
             self.core.raw.report_unreachable(node_id)
+        self.desk.not_sent(self.outbox.take_unsent())
 
     def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
         return lambda: self.board.table(own, now)
@@ -532,6 +537,9 @@ class Node:
             self.lease.begin(raft.term)
             self._worker.add("elections")
             log("LOG", f"node {self.node_id} is the leader at term {raft.term}")
+        if raft.lead == old_lead and raft.term != old_term:
+            # It may be another worker, which knows nothing of what its predecessor was asked.
+            self.desk.reconnected(raft.lead)
         if raft.lead != old_lead:
             self.desk.leader_changed(raft.lead)
             if raft.lead and not leads:

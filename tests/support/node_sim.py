@@ -382,6 +382,10 @@ class Sim:
             if node_id in (one, other):
                 self._drop_link(one, other)
 
+    def unlink_pair(self, one: int, other: int) -> None:
+        """The connections between two nodes break, with what is on its way; new ones are made at once."""
+        self._drop_link(one, other)
+
     def _drop_link(self, one: int, other: int) -> None:
         pair = (min(one, other), max(one, other))
         if pair in self._links:
