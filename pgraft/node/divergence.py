@@ -218,6 +218,7 @@ class Audit:
         is_first = suspicion.asks == 0 or suspicion.asks == self._same or not self._sums.keeps(suspicion.asks)
         if suspicion.lo == suspicion.hi and is_first:
             raise self._diverged(suspicion)
+        self._sums.forget_part(suspicion.asks)
         self._sums.want(suspicion.asks)
 
     def question(self, now_ns: int) -> Digest | None:
@@ -270,7 +271,7 @@ class Audit:
             return
         block, data = self._theirs
         own = self._sums.values(block)
-        if not own:
+        if own is None:
             if self._sums.keeps(block):
                 self._sums.want(block)
             else:
@@ -309,6 +310,7 @@ class Audit:
 
     def asked(self, follower: int, digest: Digest) -> None:
         """A follower, a member, asks for the values of a block; its newest question counts."""
+        self._sums.forget_part(digest.asks)
         self._wanted[follower] = (digest.asks, digest.checksum)
 
     def word(self, follower: int) -> Digest | None:
@@ -334,10 +336,10 @@ class Audit:
         if (end is not None and end == checksum) or not self._sums.keeps(block):
             return b""
         values = self._sums.values(block)
-        if values is not None and len(values):
-            return pack(values)
-        self._sums.want(block)
-        return None
+        if values is None:
+            self._sums.want(block)
+            return None
+        return pack(values)
 
     # --- in both roles ----------------------------------------------------------------------------------
 
