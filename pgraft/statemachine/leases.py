@@ -36,11 +36,6 @@ class LeaseTable:
         """Time to live of every lease, by id."""
         return {lease_id: lease.ttl_ms for lease_id, lease in self._leases.items()}
 
-    def ttl_ms(self, lease_id: int) -> int | None:
-        """Time to live of a lease, or None."""
-        lease = self._leases.get(lease_id)
-        return None if lease is None else lease.ttl_ms
-
     def keys_of(self, lease_id: int) -> list[bytes]:
         """The keys of a lease, in order; empty when there is no such lease. The list is the caller's."""
         lease = self._leases.get(lease_id)

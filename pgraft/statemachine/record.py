@@ -43,11 +43,6 @@ def lease_of(record: bytes) -> int:
     return int(_U64.unpack_from(record, 24)[0])
 
 
-def value_of(record: bytes) -> bytes:
-    """The value."""
-    return record[RECORD_HEAD_BYTES:]
-
-
 def row_of(key: bytes, record: bytes) -> Row:
     """A key as readers see it."""
     create, mod, version, lease = _HEAD.unpack_from(record)

@@ -12,8 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Final
 
-BLOCK_KEYS_MAX: Final = 512
-BLOCK_KEYS_LOW: Final = 128
+BLOCK_KEYS_MAX: Final = 128
+BLOCK_KEYS_LOW: Final = 32
 """A block with fewer keys is merged with a neighbour, where both fit into three quarters of a block."""
 
 

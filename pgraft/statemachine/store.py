@@ -54,18 +54,21 @@ class Store:
         self._set(key, old, make_record(create, revision, version, lease_id, value))
 
     def delete(self, key: bytes) -> bool:
-        """Delete a key; whether there was one. Raises RequestRefused for too many in one command."""
+        """Delete a key; whether there was one."""
         old = self.keys.get(key)
         if old is None:
             return False
-        self._deletes += 1
-        if self._deletes > DELETES_MAX:
-            text = (
-                f"one request can delete at most {DELETES_MAX} keys, and this one finds more: delete in parts"
-            )
-            raise RequestRefused(Refusal.TOO_MANY_DELETES, text)
         self._set(key, old, None)
         return True
+
+    def count_deletes(self, count: int) -> None:
+        """The command is about to delete so many keys. Raises RequestRefused for too many in all."""
+        self._deletes += count
+        if self._deletes > DELETES_MAX:
+            text = (
+                f"one request can delete at most {DELETES_MAX} keys, and this one finds more: do it in parts"
+            )
+            raise RequestRefused(Refusal.TOO_MANY_DELETES, text)
 
     def check_size(self, max_bytes: int) -> None:
         """Raises RequestRefused when the command's changes make the store too large. What makes it smaller is

@@ -76,6 +76,7 @@ class _Run:
     def _delete_prefix(self, prefix: bytes) -> int:
         items = self._store.keys.items(prefix, after_prefix(prefix))
         keys = [key for key, _ in islice(items, DELETES_MAX + 1)]
+        self._store.count_deletes(len(keys))
         for key in keys:
             self._store.delete(key)
         return len(keys)
