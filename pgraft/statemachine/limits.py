@@ -24,7 +24,7 @@ TXN_RESPONSE_BYTES_MAX: Final = 4 * 1024 * 1024
 TXN_RESPONSE_ROWS_MAX: Final = 10_000
 """Rows that the gets and lists of one transaction may return."""
 DELETES_MAX: Final = 10_000
-"""Keys that one command may delete. It takes some 20 ms to apply, less than a heartbeat interval."""
+"""Keys that one command may delete. That takes some 50 ms to apply, half of a heartbeat interval."""
 BYTES_PER_KEY_MIN: Final = 64
 """A store limited to n bytes holds at most n / 64 keys, so that many tiny entries cannot take many times the
 memory that the limit stands for."""
