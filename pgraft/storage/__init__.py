@@ -4,6 +4,8 @@ from pgraft.storage.data_dir import LockedDir, lock_data_dir, prepare_data_dir
 from pgraft.storage.errors import DamagedLog, DataDirLocked, StorageError
 from pgraft.storage.identity import (
     Identity,
+    Peers,
+    check_place,
     create_identity,
     load_identity,
     load_peers,
@@ -11,6 +13,7 @@ from pgraft.storage.identity import (
     save_peers,
     update_identity,
 )
+from pgraft.storage.place import OtherPlace, Place, difference, place_of
 from pgraft.storage.store import Recovered, Store, open_store
 
 __all__ = [
@@ -18,15 +21,21 @@ __all__ = [
     "DataDirLocked",
     "Identity",
     "LockedDir",
+    "OtherPlace",
+    "Peers",
+    "Place",
     "Recovered",
     "StorageError",
     "Store",
+    "check_place",
     "create_identity",
+    "difference",
     "load_identity",
     "load_peers",
     "lock_data_dir",
     "new_member_id",
     "open_store",
+    "place_of",
     "prepare_data_dir",
     "save_peers",
     "update_identity",
