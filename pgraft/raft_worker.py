@@ -96,6 +96,7 @@ class RaftWorker:
         words["debug"] = 0
         words["ready"] = 0
         words["yielded"] = 0
+        words["catching_up"] = 0
         self._beat.store(now_ns())
         self._segment.set_worker_text("error", "")
         self._inbound.skip_all()
@@ -178,16 +179,17 @@ class RaftWorker:
         words["messages_dropped"] = node.outbox.dropped
         words["ring_damage"] = self.source.damage + self._inbound.damage
         words["yielded"] = int(node.has_yielded)
+        words["catching_up"] = int(node.catching_up)
         words["fsyncs"] = core.syncs
         words["fsync_ns_total"] = core.sync_ns_total
         words["fsync_ns_max"] = core.sync_ns_max
         if not self._ready:
             self._ready = True
             self._words["ready"] = 1
-        if node.removed:
-            self._set_state(WorkerState.STOPPED, node.desk.out_reason)
-        elif node.barred:
+        if node.barred:
             self._set_state(WorkerState.ERROR, node.barred)
+        elif node.removed:
+            self._set_state(WorkerState.STOPPED, node.desk.out_reason)
         elif node.core.membership_log.current.nodes:
             self._set_state(WorkerState.RUNNING)
         else:
@@ -358,6 +360,10 @@ def _main(data_dir: Path) -> int:
         config = msgspec.json.decode(node_json.read_bytes(), type=NodeConfig)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
         log("FATAL", f"cannot read {node_json}: {error}", hint="Start the node with pgraft-launch start.")
+        return EXIT_OPERATOR
+    if os.path.realpath(config.data_dir) != os.path.realpath(data_dir):
+        # It came with a copy of another node's directory, and would open that one's state without its lock.
+        log("FATAL", f"{node_json} is of {config.data_dir}", hint="Start the node with pgraft-launch start.")
         return EXIT_OPERATOR
     _raise_file_limit(config.slot_count)
     watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)

@@ -16,7 +16,7 @@ from typing import NoReturn
 from pgraft import __version__
 from pgraft.postgres import reader
 from pgraft.postgres.errors import PostgresError
-from pgraft_launcher import demo, extension, force, init, node, privileges, start, stop
+from pgraft_launcher import adopt, demo, extension, force, init, node, prepare, privileges, start, stop
 from pgraft_launcher.arguments import seconds
 from pgraft_launcher.errors import EXIT_FAILED, EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.policy import StopMode
@@ -150,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         for group in groups:
             group(command)
     force.add_command(commands, _common, _settle)
+    adopt.add_command(commands, _common, _settle)
     extension.add_command(commands)
     demo.add_command(commands)
     return parser
@@ -217,6 +218,7 @@ def _restart(args: argparse.Namespace) -> int:
     found, settings = node.find(directory, args.pg_config)
     if args.options is not None:
         found, settings = node.find(directory, args.pg_config, reader.split_options(args.options))
+    prepare.check_place(found.data_dir)  # before it is stopped: it could not be started again
     progress = Progress(silent=args.silent)
     record = found.record()
     log = args.log or (record.plan.log if record else None) or None

@@ -26,12 +26,10 @@ from pgraft.node.quiet import CAMPAIGN_TRANSFER
 from pgraft.postgres.settings import BY_NAME
 from pgraft.raft.read_only import POSITION_BYTES, position_of
 from pgraft.raft.types import Entry, EntryType, Message, MessageType, StateType
-from pgraft.ranges import NODE_ID_MAX
+from pgraft.ranges import INCARNATION_MAX, INDEX_MAX, NODE_ID_MAX, TERM_MAX
 from pgraft.shm.layout import MEMBERS_MAX, Outcome, Role
 
-TERM_MAX = 2**62
 TERM_JUMP_MAX = 2**32
-INDEX_MAX = 2**62
 INDEX_JUMP_MAX = 2**48
 """How far a snapshot may lead: a million entries a second for nine years."""
 ENVELOPE_MESSAGES_MAX = 4096
@@ -272,6 +270,7 @@ def _wrong_status(status: NodeStatus) -> str:
         and 0 <= status.commit_index <= INDEX_MAX
         and 0 <= status.last_index <= INDEX_MAX
         and 0 <= status.age_ms <= AGE_MS_MAX
+        and 1 <= status.incarnation <= INCARNATION_MAX
     ):
         return _FINE
     return f"a status that no node has: {status}"

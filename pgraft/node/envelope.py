@@ -19,7 +19,8 @@ class NodeStatus(msgspec.Struct, array_like=True):
     """What one node says of itself, or the leader of each: role is shm.layout.Role.
 
     `age_ms` is the time since the leader heard from that node; 0 in a node's own words.
-    `yields` says that it had better not lead (layout.Yields).
+    `yields` says that it had better not lead (layout.Yields). `incarnation` is the newest one of that node
+    that is known to who says so.
     """
 
     node_id: int
@@ -30,6 +31,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     age_ms: int = 0
     is_learner: bool = False
     yields: bool = False
+    incarnation: int = 1
 
 
 class Call(msgspec.Struct, array_like=True):

@@ -5,6 +5,8 @@ from pgraft.storage.diverged import DIVERGED_NAME, read_mark, remove_mark, write
 from pgraft.storage.errors import DamagedLog, DataDirLocked, StorageError
 from pgraft.storage.identity import (
     Identity,
+    Peers,
+    check_place,
     create_identity,
     load_identity,
     load_peers,
@@ -12,6 +14,7 @@ from pgraft.storage.identity import (
     save_peers,
     update_identity,
 )
+from pgraft.storage.place import OtherPlace, Place, difference, place_of
 from pgraft.storage.store import Recovered, Store, open_store
 
 __all__ = [
@@ -20,15 +23,21 @@ __all__ = [
     "DataDirLocked",
     "Identity",
     "LockedDir",
+    "OtherPlace",
+    "Peers",
+    "Place",
     "Recovered",
     "StorageError",
     "Store",
+    "check_place",
     "create_identity",
+    "difference",
     "load_identity",
     "load_peers",
     "lock_data_dir",
     "new_member_id",
     "open_store",
+    "place_of",
     "prepare_data_dir",
     "read_mark",
     "remove_mark",

@@ -36,7 +36,17 @@ from pgraft.raft.types import ConfChange, ConfState, Entry, Message, MessageType
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import read_status
 from pgraft.shm.segment import Segment
-from pgraft.transport.records import HURRY, NO_HURRY, PeerHello, RecordKind, Refusal, pack, prefix
+from pgraft.storage import lock_data_dir
+from pgraft.transport.records import (
+    HURRY,
+    NO_HURRY,
+    PeerHello,
+    RecordKind,
+    Refusal,
+    WorkerStart,
+    pack,
+    prefix,
+)
 from tests.fuzz.disk import directory
 from tests.fuzz.target import Taker, Target, noise
 from tests.support.node_sim import make_config, make_run_dir
@@ -103,7 +113,8 @@ class Rig:
         for name in ("lease_end_ns", "status_generation", "members_generation"):
             self.segment.worker[name] = 0
         self.segment.outbound_reader().skip_all()
-        identity = open_identity(given)
+        with lock_data_dir(Path(given.data_dir)):
+            identity = open_identity(given)
         store = open_durable_state(given, identity, lambda: None)
         self.source = CommandSource(self.segment, Path(given.data_dir) / "run", given.max_entry_bytes)
         self.node: Node = build_node(given, identity, store, self.source, self.segment)
@@ -305,10 +316,13 @@ def call(taker: Taker) -> Call:
 
 def other_record(taker: Taker, sender: int) -> bytes:
     """A record that is no message."""
-    hello = PeerHello(taker.near(100 + sender), taker.text(), taker.near(7000), taker.number())
+    start = WorkerStart(taker.near(1), taker.near(1), taker.near(5))
+    hello = PeerHello(
+        taker.near(100 + sender), taker.text(), taker.near(7000), taker.number(), taker.near(1), start
+    )
     choices: tuple[Callable[[], bytes], ...] = (
         lambda: pack(RecordKind.PEER_HELLO, sender, hello),
-        lambda: pack(RecordKind.REFUSED_BY_PEER, sender, Refusal(taker.byte() % 13, taker.text())),
+        lambda: pack(RecordKind.REFUSED_BY_PEER, sender, Refusal(taker.byte() % 16, taker.text())),
         lambda: pack(RecordKind.PEER_CONNECTED, sender),
         lambda: pack(RecordKind.PEER_DISCONNECTED, sender),
         lambda: taker.bytes(taker.byte()),
