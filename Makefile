@@ -95,10 +95,12 @@ generate: $(STAMP) ## write the C headers that are made from Python tables
 sim: $(STAMP) ## the simulator, for SECONDS=60 on all cores, with coverage of the core; SEED=N replays one
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seconds $(SIM_SECONDS) --coverage) $(SIM)
 
-coverage: $(STAMP) ## branch coverage of pgraft/raft by its tests and the simulator: 100 % or it fails
+coverage: $(STAMP) ## branch coverage: pgraft/raft 100 % by its tests and the simulator, pgraft/statemachine 98 %, or it fails
 	@$(BIN)/python -m coverage run --branch --source=pgraft.raft -m pytest -q -p no:cacheprovider \
 	    tests/unit/raft tests/paper tests/conformance tests/simulation/test_simulation_runs.py
 	@$(BIN)/python -m coverage report --show-missing --fail-under=100; rm -f .coverage
+	@$(BIN)/python -m coverage run --branch --source=pgraft.statemachine -m pytest -q -p no:cacheprovider tests/unit/statemachine
+	@$(BIN)/python -m coverage report --show-missing --fail-under=98; rm -f .coverage
 
 bench: $(VENV)/.shim ## benchmarks, against etcd where it is installed; BENCH="--quick" for a short run
 	@$(BIN)/python -m bench $(BENCH)

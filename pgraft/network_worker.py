@@ -205,6 +205,9 @@ class NetworkWorker:
     def _on_special(self, kind: int, record: bytes) -> None:
         if kind == RecordKind.IDENTITY:
             self.hub.set_identity(records.unpack_identity(record))
+        elif kind == RecordKind.REFUSE_START:
+            _, node_id = records.unpack_prefix(record)
+            self.hub.refuse_start(node_id, records.unpack_refused_start(record))
         elif kind == RecordKind.MESSAGE:
             raise RecordMalformed(f"message of {len(record)} bytes, at most {_RECORD_BYTES_MAX} fit")
         else:
@@ -218,7 +221,7 @@ class NetworkWorker:
             log("ERROR", f"cannot read the members: {error}")
             return
         addresses = [
-            PeerAddress(row.node_id, row.address, row.port, row.member_id, row.is_learner)
+            PeerAddress(row.node_id, row.address, row.port, row.member_id, row.is_learner, row.incarnation)
             for row in block.members
         ]
         self.hub.set_members(addresses, block.removed)

@@ -13,16 +13,23 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from pgraft.log import bound_lines, log
 from pgraft.node import answers
-from pgraft.node.boot import ConfigConflict, build_node, open_durable_state, open_identity
-from pgraft.node.commands import RESTARTED, CommandSource
+from pgraft.node.boot import (
+    ConfigConflict,
+    build_node,
+    open_durable_state,
+    open_identity,
+    refuse_diverged,
+)
+from pgraft.node.commands import RESTARTED, Answer, Command, CommandSource
 from pgraft.node.disk_watch import DiskStalled, DiskWatch
+from pgraft.node.divergence import Diverged
 from pgraft.node.membership import MembershipError
 from pgraft.node.node import Node
 from pgraft.postgres.settings import NodeConfig
@@ -31,7 +38,7 @@ from pgraft.shm.doorbell import WORKER_BELL, BellListener, ring_fd
 from pgraft.shm.layout import CommandKind, Sleep, WorkerState, Yields
 from pgraft.shm.segment import Segment, SegmentError, attach
 from pgraft.shm.words import now_ns
-from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
+from pgraft.storage import DataDirLocked, StorageError, lock_data_dir, read_mark, write_mark
 
 GC_OBJECTS = 20_000
 EXIT_AGAIN = 1
@@ -89,6 +96,7 @@ class RaftWorker:
         words["debug"] = 0
         words["ready"] = 0
         words["yielded"] = 0
+        words["catching_up"] = 0
         self._beat.store(now_ns())
         self._segment.set_worker_text("error", "")
         self._inbound.skip_all()
@@ -171,16 +179,17 @@ class RaftWorker:
         words["messages_dropped"] = node.outbox.dropped
         words["ring_damage"] = self.source.damage + self._inbound.damage
         words["yielded"] = int(node.has_yielded)
+        words["catching_up"] = int(node.catching_up)
         words["fsyncs"] = core.syncs
         words["fsync_ns_total"] = core.sync_ns_total
         words["fsync_ns_max"] = core.sync_ns_max
         if not self._ready:
             self._ready = True
             self._words["ready"] = 1
-        if node.removed:
-            self._set_state(WorkerState.STOPPED, node.desk.out_reason)
-        elif node.barred:
+        if node.barred:
             self._set_state(WorkerState.ERROR, node.barred)
+        elif node.removed:
+            self._set_state(WorkerState.STOPPED, node.desk.out_reason)
         elif node.core.membership_log.current.nodes:
             self._set_state(WorkerState.RUNNING)
         else:
@@ -251,8 +260,9 @@ class RaftWorker:
         self._set_state(WorkerState.ERROR, reason)
         log("ERROR", f"node {self._config.node_id} leaves consensus: {reason}", hint=hint)
 
-    def stay_out(self, reason: str, hint: str) -> None:
-        """After a failure: no lease, no vote, no message; sessions are told why. Raises Stop."""
+    def stay_out(self, reason: str, hint: str, entry: Callable[[Command], Answer] | None = None) -> None:
+        """After a failure: no lease, no vote, no message; sessions are told why. With `entry` they can still
+        read the entries of the log. Raises Stop."""
         self._watch.stop()
         if self._watch.stalled:
             # A turn that had begun may have shown its lease again.
@@ -261,13 +271,17 @@ class RaftWorker:
             log("LOG", f"the disk of node {self._config.node_id} answers again, too late", hint=STALL_HINT)
         else:
             self._leave(reason, hint)
-        answer = answers.not_running(reason)
+        out = answers.not_running(reason)
+
+        def answer(command: Command) -> Answer:
+            return entry(command) if entry and command.kind == CommandKind.GET_ENTRY else out
+
         unknown = answers.unknown(f"this node left consensus: {reason}")
         self.source.answer_taken_earlier(unknown)
         while True:
             self._end_where_due()
             self._inbound.skip_all()
-            self.source.drain(lambda _: answer, now_ns())
+            self.source.drain(answer, now_ns())
             self._sleep(now_ns() + min(IDLE_WAKE_MS, self._config.election_timeout_ms // 4) * _MS)
 
 
@@ -313,9 +327,24 @@ def _serve(config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
     # Nearly nothing here makes cycles; looking for them every few hundred objects would cost each commit.
     gc.set_threshold(GC_OBJECTS)
     try:
+        refuse_diverged(config)
         worker.run(node)
+    except Diverged as error:
+        _mark(config, str(error))
+        # An operator compares the entries of the nodes.
+        worker.stay_out(str(error), error.hint, node.desk.entry)
     except _FAILURES as error:
         worker.stay_out(str(error), _hint_of(error))
+
+
+def _mark(config: NodeConfig, reason: str) -> None:
+    """The next start stays out as well; the first reason is kept."""
+    data_dir = Path(config.data_dir)
+    try:
+        if read_mark(data_dir) is None:
+            write_mark(data_dir, reason)
+    except StorageError as error:
+        log("ERROR", f"node {config.node_id} cannot remember that its log has diverged: {error}")
 
 
 def _raise_file_limit(slots: int) -> None:
@@ -331,6 +360,10 @@ def _main(data_dir: Path) -> int:
         config = msgspec.json.decode(node_json.read_bytes(), type=NodeConfig)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
         log("FATAL", f"cannot read {node_json}: {error}", hint="Start the node with pgraft-launch start.")
+        return EXIT_OPERATOR
+    if os.path.realpath(config.data_dir) != os.path.realpath(data_dir):
+        # It came with a copy of another node's directory, and would open that one's state without its lock.
+        log("FATAL", f"{node_json} is of {config.data_dir}", hint="Start the node with pgraft-launch start.")
         return EXIT_OPERATOR
     _raise_file_limit(config.slot_count)
     watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)

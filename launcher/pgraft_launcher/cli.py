@@ -17,7 +17,7 @@ from pgraft import __version__, privileges
 from pgraft.postgres import binaries, reader
 from pgraft.postgres.errors import PostgresError
 from pgraft.privileges import PrivilegeError
-from pgraft_launcher import as_root, demo, extension, force, init, node, start, stop
+from pgraft_launcher import adopt, as_root, demo, extension, force, init, node, prepare, start, stop
 from pgraft_launcher.arguments import seconds
 from pgraft_launcher.errors import EXIT_FAILED, EXIT_NO_DATA_DIR, EXIT_NOT_RUNNING, LaunchError
 from pgraft_launcher.policy import StopMode
@@ -152,6 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
         for group in groups:
             group(command)
     force.add_command(commands, _common, _settle)
+    adopt.add_command(commands, _common, _settle)
     extension.add_command(commands, _install_extension)
     demo.add_command(commands)
     return parser
@@ -217,6 +218,7 @@ def _restart(args: argparse.Namespace) -> int:
     found, settings = node.find(directory, args.pg_config)
     if args.options is not None:
         found, settings = node.find(directory, args.pg_config, reader.split_options(args.options))
+    prepare.check_place(found.data_dir)  # before it is stopped: it could not be started again
     progress = Progress(silent=args.silent)
     record = found.record()
     log = args.log or (record.plan.log if record else None) or None

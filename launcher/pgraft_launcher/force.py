@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from pgraft.postgres.errors import PostgresError
 from pgraft.postgres.parse import parse_bool
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import BY_NAME
-from pgraft_launcher import node, prepare, rundir, stop
+from pgraft_launcher import node, offline, prepare
 from pgraft_launcher.certificates import node_uri
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.node import Node
@@ -31,28 +30,14 @@ _MIB = 1024 * 1024
 def force(found: Node, settings: Reader, *, accepted: bool, progress: Progress) -> None:
     """Make the stopped node a cluster of its own. LaunchError when it runs, or without `accepted`."""
     from pgraft.node.membership import MembershipError  # heavy, and every other command does without
-    from pgraft.storage import StorageError, lock_data_dir
 
-    if stop.is_running(found):
-        raise LaunchError(f"the node in {found.config_dir} is running", hint="pgraft-launch stop it first")
-    data_dir = Path(found.data_dir)
-    if not data_dir.is_dir():
-        raise LaunchError(f"there is no Raft state in {data_dir}", hint="pgraft.data_dir says where it is")
-    prepare.make_run_dir(found.data_dir)
-    lock = rundir.take_lock(found.data_dir)
-    if lock is None:
-        raise LaunchError("another command is starting or stopping the node", hint="try again")
-    try:
-        with lock_data_dir(data_dir):
+    with offline.held(found) as data_dir:
+        try:
             _force(data_dir, _segment_bytes(found), found, settings, accepted, progress)
-    except StorageError as error:
-        raise LaunchError(str(error), hint=error.hint) from error
-    except MembershipError as error:
-        raise LaunchError(
-            f"{data_dir}: {error}", hint="take another survivor; this one could not start"
-        ) from error
-    finally:
-        os.close(lock)
+        except MembershipError as error:
+            raise LaunchError(
+                f"{data_dir}: {error}", hint="take another survivor; this one could not start"
+            ) from error
 
 
 def _force(
@@ -64,6 +49,7 @@ def _force(
     for line in _describe(survivor):
         progress.say(line)
     if survivor.is_alone:
+        prepare.check_place(found.data_dir)
         # Nothing to force; but one that was interrupted may have left the old name in the configuration.
         _configure(found, settings, survivor.cluster_id, progress)
         for line in _certificates(settings, survivor.cluster_id, survivor.node_id):

@@ -25,9 +25,14 @@ from pgraft_launcher.node import Node
 from pgraft_launcher.rundir import Plan
 
 
+def _was_started(data_dir: str) -> bool:
+    """Whether a worker has been at work there before."""
+    return any(os.path.exists(os.path.join(data_dir, name)) for name in ("identity", "raft"))
+
+
 def stored_identity(data_dir: str) -> StoredIdentity | None:
     """What the identity file says; None before the first start."""
-    if not any(os.path.exists(os.path.join(data_dir, name)) for name in ("identity", "raft")):
+    if not _was_started(data_dir):
         return None
     from pgraft.storage import StorageError, load_identity  # heavy, and only needed from the second start on
 
@@ -36,6 +41,23 @@ def stored_identity(data_dir: str) -> StoredIdentity | None:
     except StorageError as error:
         raise LaunchError(str(error), hint=error.hint) from error
     return None if identity is None else StoredIdentity(identity.cluster_id, identity.node_id)
+
+
+def check_place(data_dir: str) -> None:
+    """Refuse a Raft directory that was copied, moved or restored, before anything is written into it.
+
+    LaunchError. The worker looks again, under the lock of the directory.
+    """
+    if not _was_started(data_dir):
+        return
+    from pgraft.storage import StorageError, check_place, load_identity
+
+    try:
+        identity = load_identity(Path(data_dir))
+        if identity is not None:
+            check_place(Path(data_dir), identity)
+    except StorageError as error:
+        raise LaunchError(str(error), hint=error.hint) from error
 
 
 class Settled(NamedTuple):

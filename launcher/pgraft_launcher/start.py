@@ -39,6 +39,7 @@ class StartOptions:
 
 def start(node: Node, settings: Reader, options: StartOptions) -> None:
     """Start the node as a daemon and wait until it serves. LaunchError when it does not."""
+    prepare.check_place(node.data_dir)
     lock = _lock(node)
     log = open_log(node.pgdata, options.log or _log_to_go_on(node))
     _prepare(node, settings, log.path, options.progress)
@@ -56,6 +57,7 @@ def start(node: Node, settings: Reader, options: StartOptions) -> None:
 
 def run(node: Node, settings: Reader, progress: Progress) -> None:
     """Become the supervisor in the foreground, logging to our stderr. Does not return."""
+    prepare.check_place(node.data_dir)
     lock = _lock(node)
     _prepare(node, settings, "", progress)
     daemon.replace_self(daemon.supervisor_argv(node.data_dir, lock_fd=lock), [lock])

@@ -41,6 +41,7 @@ class NodeStatus:
         except PostgresError as error:
             self.dsn, self.error = "", error.message  # it does not run, and cannot be started as it is
         self.is_leader = False
+        self.is_catching_up = False
         self.raft = Status()
         self.name, self.node_id, self._raft_address = _identity(self.config, settings)
         self._read_segment()
@@ -70,6 +71,7 @@ class NodeStatus:
         self.is_leader = worker["lease_end_ns"] > now_ns()
         if Part.WORKER not in self.processes:
             return
+        self.is_catching_up = bool(worker["catching_up"])
         state = segment.worker_state(now_ns())
         self.state = state.name.lower()
         if state in (WorkerState.ERROR, WorkerState.STOPPED):
@@ -123,6 +125,8 @@ class NodeStatus:
                 f"  Raft             {self.state}, {role}, term {self.raft.term},"
                 f" commit index {self.raft.commit_index}, at {self._raft_address}"
             )
+        if self.is_catching_up:
+            out.append("  note             adopted: it gives no vote until it has caught up with a leader")
         if self.error:
             out.append(f"  error            {self.error}")
         if self.is_running:

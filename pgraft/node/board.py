@@ -3,6 +3,8 @@ that a leader sends along with its heartbeats."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from pgraft.node.envelope import NodeStatus
@@ -103,15 +105,16 @@ class Board:
                 worst = counts
         return worst
 
-    def table(self, own: NodeStatus, now_ns: int) -> list[NodeStatus]:
-        """All members that were heard, for the followers: each with its age. Of others there may be more than
-        a follower takes."""
+    def table(self, own: NodeStatus, incarnation_of: Callable[[int], int], now_ns: int) -> list[NodeStatus]:
+        """All members that were heard, for the followers: each with its age, and its newest incarnation that
+        is known here. Of others there may be more than a follower takes."""
         rows = [own]
         for node in self._members.current.nodes:
             heard = self._heard.get(node.node_id)
             if heard is not None and node.node_id != self._node_id:
                 age_ms = max(0, now_ns - heard.at_ns) // 1_000_000
-                rows.append(msgspec.structs.replace(heard.status, age_ms=age_ms))
+                newest = incarnation_of(node.node_id)
+                rows.append(msgspec.structs.replace(heard.status, age_ms=age_ms, incarnation=newest))
         return rows
 
     def forget(self, node_id: int) -> None:

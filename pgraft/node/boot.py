@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ from pgraft.node.board import Board
 from pgraft.node.commands import CommandSource
 from pgraft.node.core import Core
 from pgraft.node.desk import BOOTSTRAP_INDEX, Desk
+from pgraft.node.divergence import Diverged
 from pgraft.node.membership import Membership
 from pgraft.node.membership import Node as MemberNode
 from pgraft.node.node import Node
 from pgraft.node.outbox import Outbox
-from pgraft.node.quiet import Quiet
+from pgraft.node.quiet import ADOPTED_DEAF_ELECTION_TIMEOUTS, Quiet
 from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.types import ConfState, HardState
@@ -26,18 +28,23 @@ from pgraft.shm.doorbell import NETWORK_BELL, Bell
 from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns
 from pgraft.storage import (
+    DIVERGED_NAME,
     Identity,
     Store,
+    check_place,
     create_identity,
     load_identity,
     new_member_id,
     open_store,
+    place_of,
+    read_mark,
     update_identity,
 )
+from pgraft.transport.records import WorkerStart
 
 COPIED_HINT = (
-    "A Raft directory cannot be copied from another node: point pgraft.data_dir at an empty one and add the"
-    " node under a new id."
+    "A Raft directory is of one node and of no other: point pgraft.data_dir at an empty one and add the node"
+    " under a new id."
 )
 BOOTSTRAP_TERM = 1
 """The term of the snapshot that every node of the initial cluster starts from."""
@@ -57,7 +64,10 @@ def initial_members_text(config: NodeConfig) -> str:
 
 
 def open_identity(config: NodeConfig) -> Identity:
-    """The stored identity, made at the first start. Raises ConfigConflict and StorageError."""
+    """The stored identity, made at the first start, with the place where the directory is now.
+
+    The caller holds the lock of the directory. Raises ConfigConflict and StorageError (OtherPlace).
+    """
     data_dir = Path(config.data_dir)
     stored = load_identity(data_dir)
     if stored is None:
@@ -68,6 +78,7 @@ def open_identity(config: NodeConfig) -> Identity:
             initial_members=initial_members_text(config),
             formed=False,
             election_timeout_ms=config.election_timeout_ms,
+            place=place_of(data_dir),
         )
         create_identity(data_dir, identity)
         return identity
@@ -84,7 +95,17 @@ def open_identity(config: NodeConfig) -> Identity:
             COPIED_HINT,
         )
     _check_name(config, stored)
-    return stored
+    return _at_its_place(data_dir, stored)
+
+
+def _at_its_place(data_dir: Path, stored: Identity) -> Identity:
+    """Devices are numbered anew at each boot, and the release before wrote no place: this one counts now."""
+    here = check_place(data_dir, stored)
+    if stored.place == here:
+        return stored
+    identity = msgspec.structs.replace(stored, place=here)
+    update_identity(data_dir, identity)
+    return identity
 
 
 def _check_name(config: NodeConfig, stored: Identity) -> None:
@@ -106,7 +127,18 @@ def _quiet(config: NodeConfig, identity: Identity, store: Store, now: int) -> tu
     """For how long no vote is given. A node that never heard of a leader has promised nothing."""
     longest = max(identity.election_timeout_ms, config.election_timeout_ms)
     may_have_promised = identity.formed or store.hard_state.term > BOOTSTRAP_TERM
-    quiet = Quiet(now + longest * 1_000_000 if may_have_promised else now)
+    quiet = Quiet(
+        now + longest * 1_000_000 if may_have_promised else now,
+        catching_up=identity.catching_up,
+        deaf_until_ns=now + ADOPTED_DEAF_ELECTION_TIMEOUTS * longest * 1_000_000,
+    )
+    if identity.catching_up:
+        log(
+            "WARNING",
+            f"node {config.node_id} was adopted, and gives no vote until it has caught up with a leader",
+            hint="Where none can be elected without it, and nothing is missing in its pgraft.data_dir: stop"
+            " it, then pgraft-launch adopt -D DIR --complete.",
+        )
     return quiet, msgspec.structs.replace(identity, election_timeout_ms=longest)
 
 
@@ -138,6 +170,20 @@ def _applied_before(segment: Segment, store: Store) -> int:
     return min(status.applied, store.last_index()) if status.term <= store.hard_state.term else 0
 
 
+def refuse_diverged(config: NodeConfig) -> None:
+    """A node whose log has diverged stays out when it is started again: it could be elected, and then those
+    would leave that are right. Raises Diverged and StorageError."""
+    data_dir = Path(config.data_dir)
+    reason = read_mark(data_dir)
+    if reason is not None:
+        raise Diverged(
+            f"an earlier start has found that its log has diverged: {reason}",
+            f"Stop it, SELECT pgraft_remove_node({config.node_id}) on the leader, and add it under a new id"
+            " with an empty pgraft.data_dir. Where this node is the one that is right, remove"
+            f" {data_dir / DIVERGED_NAME} and restart it.",
+        )
+
+
 def build_node(
     config: NodeConfig, identity: Identity, store: Store, source: CommandSource, segment: Segment
 ) -> Node:
@@ -157,7 +203,9 @@ def build_node(
     bell = Bell(Path(config.data_dir) / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
     outbox = Outbox(config.node_id, outbound, bell, core.promise_ns // 1_000_000)
     board = Board(config.node_id, config.election_timeout_ms, core.membership_log)
-    roster = Roster(config, promised, segment, outbound)
+    start_id = int.from_bytes(os.urandom(8), "little") or 1
+    start = WorkerStart(start_id, store.hard_state.term, store.last_index())
+    roster = Roster(config, promised, segment, outbound, start)
     desk = Desk(config, core, roster, board, outbox, source, secrets.randbits(63))
     node = Node(config, core, roster, board, outbox, desk, segment, quiet, now)
     if not core.membership_log.current.nodes:

@@ -15,7 +15,7 @@ from pgraft.node import answers
 from pgraft.node.board import Board
 from pgraft.node.commands import Answer, Command, CommandSource
 from pgraft.node.core import Core
-from pgraft.node.envelope import Call, Reply
+from pgraft.node.envelope import Call, Inquiry, Reply
 from pgraft.node.outbox import Outbox
 from pgraft.node.queue import ChangeQueue
 from pgraft.node.roster import Roster
@@ -72,6 +72,7 @@ class Desk(Standing):
         self._proposals = Proposals()
         self._forwarded = Forwarded(nonce)
         self._waiting = Waiting(self.election_timeout_ns)
+        self._held: set[tuple[int, int, int]] = set()
         self._appends: list[Command] = []
         self._changes = ChangeQueue(self, self.answer)
         self._barriers: dict[bytes, _Asked] = {}
@@ -99,7 +100,7 @@ class Desk(Standing):
             case CommandKind.REPLICATE:
                 self._appends.append(command)
             case CommandKind.GET_ENTRY:
-                self._get_entry(command)
+                self.answer(command, self.entry(command))
             case CommandKind.INIT:
                 out = self.out_reason
                 self.answer(command, answers.not_running(out) if out else answers.OK)
@@ -122,6 +123,7 @@ class Desk(Standing):
             call.kind, 0, call.number, False, deadline, call.timeout_ms, call.arg1, call.arg2, call.data
         )
         command.peer, command.nonce = sender, call.nonce
+        self._held.add((sender, call.nonce, call.number))
         if len(call.data) > self.config.max_entry_bytes:
             text = f"{len(call.data)} bytes are more than the leader's pgraft.max_entry_size"
             self.answer(command, answers.argument(text))
@@ -139,6 +141,32 @@ class Desk(Standing):
             command = self._forwarded.take(reply.number)
         if command is not None:
             self.answer(command, answer)
+
+    def reconnected(self, node_id: int) -> None:
+        """A connection with this node broke or is new, or it leads anew: what was on its way may be lost. The
+        leader says which commands it knows nothing of (any more), and goes on with the others."""
+        numbers = self._forwarded.numbers(node_id)
+        if numbers:
+            self._outbox.inquire(node_id, Inquiry(self._forwarded.nonce, numbers))
+
+    def inquired(self, sender: int, inquiry: Inquiry) -> None:
+        """Another node still waits for the answers to these. Of those that are not held here either the call
+        or its answer was lost; the call may even still come, so nobody knows more."""
+        lost = answers.unknown("the connection to the leader broke before it answered")
+        for number in inquiry.numbers:
+            if (sender, inquiry.nonce, number) not in self._held:
+                reply = Reply(inquiry.nonce, number, lost.outcome, payload=lost.payload)
+                self._outbox.reply(sender, reply)
+
+    def not_sent(self, calls: list[Call]) -> None:
+        """The network process had no room for these: they never left this node, and are routed again."""
+        for call in calls:
+            command = self._forwarded.take(call.number)
+            if command is not None and command.kind == CommandKind.REMOVE_NODE:
+                # An earlier leader may have been asked the same.
+                self.answer(command, answers.unknown("the command could not be sent on to the leader"))
+            elif command is not None:
+                self._waiting.add(command, self.now)
 
     # --- to where it belongs --------------------------------------------------------------------------
 
@@ -199,26 +227,22 @@ class Desk(Standing):
         self._barriers[context] = _Asked(command, self.now)
         self._core.raw.read_index(context)
 
-    def _get_entry(self, command: Command) -> None:
+    def entry(self, command: Command) -> Answer:
+        """The answer to GET_ENTRY. Raises StorageError."""
         index, offset = command.arg1, command.arg2
         store = self._core.store
         first, committed = store.first_index(), min(self.applied, store.last_index())
         if index == BOOTSTRAP_INDEX == first - 1:
             # What every node of the initial cluster starts from: members, and no user data.
-            self.answer(command, Answer(Outcome.NULL_ENTRY))
-            return
+            return Answer(Outcome.NULL_ENTRY)
         if not first <= index <= committed:
-            self.answer(command, _no_such_entry(index, first, committed))
-            return
+            return _no_such_entry(index, first, committed)
         if self._entry_read[0] != index:
             self._entry_read = (index, _user_data(store.entries(index, index + 1, _READ_ONE)[0]))
         data = self._entry_read[1]
         if data is None:
-            self.answer(command, Answer(Outcome.NULL_ENTRY))
-            return
-        self.answer(
-            command, Answer(Outcome.DATA, len(data), index, data[offset : offset + SLOT_PAYLOAD_BYTES])
-        )
+            return Answer(Outcome.NULL_ENTRY)
+        return Answer(Outcome.DATA, len(data), index, data[offset : offset + SLOT_PAYLOAD_BYTES])
 
     # --- what happens meanwhile -----------------------------------------------------------------------
 
@@ -399,6 +423,8 @@ class Desk(Standing):
         for command, answer in delivered:
             if command.peer:
                 to_peer = True
+                if answer.outcome != Outcome.PROGRESS:
+                    self._held.discard((command.peer, command.nonce, command.number))
                 reply = Reply(
                     command.nonce,
                     command.number,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pgraft.node.board import Board, Match, role_of
 from pgraft.node.core import Core
 from pgraft.node.envelope import NodeStatus
+from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import ProgressState
 from pgraft.raft.types import StateType
@@ -16,11 +17,14 @@ from pgraft.shm.segment import Segment
 class Display:
     """The status block's writer."""
 
-    def __init__(self, config: NodeConfig, core: Core, board: Board, segment: Segment) -> None:
+    def __init__(
+        self, config: NodeConfig, core: Core, board: Board, segment: Segment, roster: Roster
+    ) -> None:
         self._node_id = config.node_id
         self._core = core
         self._raft = core.raft
         self._board = board
+        self._roster = roster
         self._writer = StatusWriter(segment)
         self._shown = Status()
         self._basis: tuple[object, ...] = ()
@@ -41,7 +45,9 @@ class Display:
             raft_log.last_index(),
             0,
             role == Role.LEARNER,
-            self.yields,
+            # One that is catching up would not campaign.
+            self.yields or self._roster.identity.catching_up,
+            self._roster.identity.incarnation,
         )
 
     def _own_role(self) -> Role:

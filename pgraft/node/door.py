@@ -17,19 +17,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pgraft.log import log
+from pgraft.node.checksums import BLOCK, block_of
 from pgraft.node.core import Core
-from pgraft.node.envelope import Envelope, NodeStatus
+from pgraft.node.divergence import ENDS_MAX
+from pgraft.node.envelope import Digest, Envelope, NodeStatus
 from pgraft.node.membership import MembershipError, decode_change, from_snapshot
 from pgraft.node.quiet import CAMPAIGN_TRANSFER
 from pgraft.postgres.settings import BY_NAME
 from pgraft.raft.read_only import POSITION_BYTES, position_of
 from pgraft.raft.types import Entry, EntryType, Message, MessageType, StateType
-from pgraft.ranges import NODE_ID_MAX
+from pgraft.ranges import INCARNATION_MAX, INDEX_MAX, NODE_ID_MAX, TERM_MAX
 from pgraft.shm.layout import MEMBERS_MAX, Outcome, Role
 
-TERM_MAX = 2**62
 TERM_JUMP_MAX = 2**32
-INDEX_MAX = 2**62
 INDEX_JUMP_MAX = 2**48
 """How far a snapshot may lead: a million entries a second for nine years."""
 ENVELOPE_MESSAGES_MAX = 4096
@@ -38,7 +38,9 @@ ENVELOPE_CALLS_MAX = 65536
 CONTEXT_BYTES_MAX = 64
 TIMEOUT_MS_MAX = 2**31
 AGE_MS_MAX = 2**42
+U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
+CHECKSUM_BYTES = 4
 REPORT_INTERVAL_NS = 60_000_000_000
 _PROMISE_MS_MAX = BY_NAME["pgraft.election_timeout"].maximum
 _OUTCOMES = frozenset(int(outcome) for outcome in Outcome)
@@ -92,14 +94,15 @@ class Door:
         asked = newest_round if leads else U64_MAX
         if not 0 <= envelope.echo <= asked:
             return f"an answer to round {envelope.echo}, the last one is {newest_round}"
-        why = _wrong_status(envelope.status)
+        why = _wrong_status(envelope.status) or _wrong_digest(envelope.digest)
         for row in envelope.table:
             why = why or _wrong_status(row)
-        if not why and (envelope.calls or envelope.replies):
+        if not why and (envelope.calls or envelope.replies or envelope.inquiry):
             why = _wrong_commands(envelope)
         # Only members have sessions that wait, and they send their commands to who leads and knows them all.
-        if not why and envelope.calls and self._core.membership_log.current.get(envelope.sender) is None:
-            why = f"{len(envelope.calls)} commands of a node that is no member"
+        asks = envelope.calls or envelope.inquiry
+        if not why and asks and self._core.membership_log.current.get(envelope.sender) is None:
+            why = f"{len(envelope.calls)} commands, or a question about some, of a node that is no member"
         return why
 
     # --- messages -----------------------------------------------------------------------------------------
@@ -267,9 +270,31 @@ def _wrong_status(status: NodeStatus) -> str:
         and 0 <= status.commit_index <= INDEX_MAX
         and 0 <= status.last_index <= INDEX_MAX
         and 0 <= status.age_ms <= AGE_MS_MAX
+        and 1 <= status.incarnation <= INCARNATION_MAX
     ):
         return _FINE
     return f"a status that no node has: {status}"
+
+
+def _wrong_digest(digest: Digest | None) -> str:
+    if digest is None or (
+        0 <= digest.index <= INDEX_MAX
+        and 0 <= digest.checksum <= U32_MAX
+        and 0 <= digest.asks <= INDEX_MAX
+        and 0 <= digest.answers <= INDEX_MAX
+        and _are_checksums(digest.ends, ENDS_MAX)
+        and _are_checksums(digest.values, BLOCK)
+        and len(digest.ends) // CHECKSUM_BYTES <= block_of(digest.index)
+    ):
+        return _FINE
+    return (
+        f"checksums at {digest.index}, {len(digest.ends)} bytes of ends, {len(digest.values)} of block"
+        f" {digest.answers}, a question for block {digest.asks}"
+    )
+
+
+def _are_checksums(data: bytes, count_max: int) -> bool:
+    return len(data) % CHECKSUM_BYTES == 0 and len(data) <= count_max * CHECKSUM_BYTES
 
 
 def _wrong_commands(envelope: Envelope) -> str:
@@ -281,6 +306,11 @@ def _wrong_commands(envelope: Envelope) -> str:
             and _are_words(call.nonce, call.number, call.arg1, call.arg2)
         ):
             return f"a command of kind {call.kind} for {call.timeout_ms} ms on {call.arg1}, {call.arg2}"
+    inquiry = envelope.inquiry
+    if inquiry is not None and not (
+        len(inquiry.numbers) <= ENVELOPE_CALLS_MAX and _are_words(inquiry.nonce, *inquiry.numbers)
+    ):
+        return f"a question about {len(inquiry.numbers)} commands"
     for reply in envelope.replies:
         if reply.outcome not in _OUTCOMES or not _are_words(reply.value1, reply.value2):
             return f"an answer with outcome {reply.outcome}, {reply.value1}, {reply.value2}"

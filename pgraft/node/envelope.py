@@ -19,7 +19,8 @@ class NodeStatus(msgspec.Struct, array_like=True):
     """What one node says of itself, or the leader of each: role is shm.layout.Role.
 
     `age_ms` is the time since the leader heard from that node; 0 in a node's own words.
-    `yields` says that it had better not lead (layout.Yields).
+    `yields` says that it had better not lead (layout.Yields). `incarnation` is the newest one of that node
+    that is known to who says so.
     """
 
     node_id: int
@@ -30,6 +31,7 @@ class NodeStatus(msgspec.Struct, array_like=True):
     age_ms: int = 0
     is_learner: bool = False
     yields: bool = False
+    incarnation: int = 1
 
 
 class Call(msgspec.Struct, array_like=True):
@@ -55,6 +57,30 @@ class Reply(msgspec.Struct, array_like=True):
     payload: bytes = b""
 
 
+class Inquiry(msgspec.Struct, array_like=True):
+    """Calls that the sender still waits for: of which its answer will not come, the leader says so."""
+
+    nonce: int
+    numbers: list[int]
+
+
+class Digest(msgspec.Struct, array_like=True):
+    """Checksums of committed entries, as checksums.py counts them: what divergence.py says.
+
+    A leader's word, with heartbeats: the running `checksum` at `index` (0: not known), and the `ends` of the
+    blocks right before that one. A follower's question: the block `asks`, whose end here is `checksum` (0:
+    not known). The leader's answer, with its word: the block `answers` with all its `values` there, none
+    where there is nothing to compare.
+    """
+
+    index: int = 0
+    checksum: int = 0
+    ends: bytes = b""
+    asks: int = 0
+    answers: int = 0
+    values: bytes = b""
+
+
 class Envelope(msgspec.Struct, array_like=True):
     """One frame's content.
 
@@ -62,6 +88,8 @@ class Envelope(msgspec.Struct, array_like=True):
     answer, 0 when it asks for none; `echo` the newest round that the sender has answered for, of
     the term `echo_term`, with `promise_ms`: for how long it gives no vote. `removed_index` tells
     the receiver that the membership change at this index removed it.
+
+    Fields are added at the end: who does not know them passes over them, and who does not get them has None.
     """
 
     sender: int
@@ -76,6 +104,8 @@ class Envelope(msgspec.Struct, array_like=True):
     calls: list[Call] = []
     replies: list[Reply] = []
     removed_index: int = 0
+    digest: Digest | None = None
+    inquiry: Inquiry | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -17,12 +17,15 @@ from pgraft.raft import codec
 from pgraft.raft.types import ConfChange, ConfChangeType, Entry, HardState
 from pgraft.storage import (
     Identity,
+    Peers,
     StorageError,
     Store,
     load_identity,
     load_peers,
     new_member_id,
     open_store,
+    place_of,
+    remove_mark,
     save_peers,
     update_identity,
 )
@@ -88,11 +91,13 @@ def force_new_cluster(data_dir: Path, segment_bytes: int) -> str:
     identity, store = _open(data_dir, segment_bytes)
     try:
         survivor = _survivor(identity, store)
-        forced = _new_identity(identity, survivor)
+        forced = _new_identity(data_dir, identity, survivor)
         # First of all: from here on no node of the old cluster talks to this one, nor it to them.
         update_identity(data_dir, forced)
         _bar_old_ids(data_dir, survivor)
         _leave_alone(store, survivor)
+        # Whoever chose this node has decided whose log is right.
+        remove_mark(data_dir)
     finally:
         store.close()
     return forced.cluster_id
@@ -125,8 +130,12 @@ def _survivor(identity: Identity, store: Store) -> Survivor:
     )
 
 
-def _new_identity(identity: Identity, survivor: Survivor) -> Identity:
-    """A name that no other survivor can come to, though it is forced as well, and a member id of its own."""
+def _new_identity(data_dir: Path, identity: Identity, survivor: Survivor) -> Identity:
+    """A name that no other survivor can come to, though it is forced as well, and a member id of its own.
+
+    It lives where the directory is now. A copy may be forced: as another member of another cluster it cannot
+    be taken for its original, and nobody is left whom it would have to catch up with.
+    """
     base, mark = identity.cluster_id.split(FORCED)[0], FORCED + secrets.token_hex(MARK_BYTES)
     while len((base + mark).encode()) > CLUSTER_ID_BYTES_MAX:
         base = base[:-1]
@@ -138,6 +147,9 @@ def _new_identity(identity: Identity, survivor: Survivor) -> Identity:
         member_id=new_member_id(),
         initial_members=f"{identity.node_id}:node{identity.node_id}={where}",
         formed=True,
+        place=place_of(data_dir),
+        incarnation=1,
+        catching_up=False,
     )
 
 
@@ -149,11 +161,11 @@ def _own_place(survivor: Survivor) -> ChangeContext:
 
 def _bar_old_ids(data_dir: Path, survivor: Survivor) -> None:
     """No disk is ever taken for an old node's again: who was not met gets a member id of nobody's."""
-    known = load_peers(data_dir)
+    known = dict(load_peers(data_dir).member_ids)
     for node in survivor.members:
         if node.node_id != survivor.node_id:
             known.setdefault(node.node_id, node.member_id or new_member_id())
-    save_peers(data_dir, known)
+    save_peers(data_dir, Peers(known))
 
 
 def _leave_alone(store: Store, survivor: Survivor) -> None:

@@ -14,13 +14,17 @@ import msgspec
 
 from pgraft.log import log
 from pgraft.node import answers
+from pgraft.node.acknowledged import Acknowledged
 from pgraft.node.board import Board
+from pgraft.node.catch_up import CatchUp
+from pgraft.node.checksums import Checksums
 from pgraft.node.commands import Command
 from pgraft.node.core import Core
 from pgraft.node.desk import Desk
 from pgraft.node.display import Display
+from pgraft.node.divergence import Audit, conflict
 from pgraft.node.door import Door
-from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
+from pgraft.node.envelope import BadEnvelope, Digest, Envelope, NodeStatus, decode
 from pgraft.node.lease import Lease
 from pgraft.node.membership import Membership, MembershipError, admitting, decode_change, from_snapshot
 from pgraft.node.outbox import Outbox
@@ -34,10 +38,12 @@ from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns as clock
 from pgraft.transport.records import (
     ENVELOPE_OFFSET,
+    PeerHello,
     RecordKind,
     RecordMalformed,
     Refusal,
     RefusalCode,
+    RefusedStart,
     unpack_peer_hello,
     unpack_prefix,
     unpack_refusal,
@@ -49,6 +55,8 @@ FAREWELL_ELECTION_TIMEOUTS = 3
 _FROM_LEADER = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageType.MsgSnap))
 _VOTES = frozenset((MessageType.MsgVote, MessageType.MsgPreVote))
 _BARRED = frozenset((RefusalCode.MEMBER_ID_CHANGED, RefusalCode.DUPLICATE))
+_OUTDATED = frozenset((RefusalCode.SUPERSEDED, RefusalCode.SHORTER_LOG))
+"""Any member's word for it is enough, whoever leads: others may not have heard, or have no memory of it."""
 
 
 class Node:
@@ -79,12 +87,15 @@ class Node:
         self.rejected = 0
         self.malformed = 0
         self.barred = ""
+        self._outdated = ""
+        self._catch_up = CatchUp(config.node_id, roster.identity.incarnation)
+        self._acknowledged = Acknowledged()
         self._quiet = quiet
         self._first_quiet_ns = quiet.until_ns
         self._timeout_ns = config.election_timeout_ms * 1_000_000
         self._worker = segment.worker
         self._lease_ref = segment.worker_ref("lease_end_ns")
-        self._display = Display(config, core, board, segment)
+        self._display = Display(config, core, board, segment, roster)
         self._now = started_ns
         self._last_tick_ns = started_ns
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
@@ -95,6 +106,8 @@ class Node:
         self._snapshots: dict[int, int] = {}
         self._lease_basis: tuple[object, ...] = ()
         self._compacted_check = self.raft.raft_log.applied
+        self._sums = Checksums(core.store, self.raft.raft_log.applied)
+        self.audit = Audit(config.node_id, self._sums, self._timeout_ns)
         self._start_membership(core.membership_log.current)
 
     def _start_membership(self, membership: Membership) -> None:
@@ -105,13 +118,18 @@ class Node:
 
     @property
     def removed(self) -> bool:
-        """Whether this node was removed from the cluster and takes no part."""
+        """Whether this node was removed from the cluster, or is an older copy, and takes no part."""
         return bool(self.desk.out_reason)
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether this node gives no vote, since its directory may have forgotten what it promised."""
+        return self._quiet.catching_up
 
     # --- one turn ---------------------------------------------------------------------------------------
 
     def turn(self, records: list[bytes], commands: list[Command], now_ns: int) -> bool:
-        """Handle what has come. Returns whether there is more to do at once. Raises StorageError.
+        """Handle what has come. Returns whether there is more to do at once. Raises StorageError, Diverged.
 
         `now_ns` was read after `records`: the promise that answers a leader's round begins now, and may not
         begin before that round was sent.
@@ -131,11 +149,14 @@ class Node:
         self.desk.poll()
         if self.core.raw.has_ready():
             more = self.core.turn(self)
+        self.audit.poll(now_ns)
         self.desk.sweep()
         self._farewells()
         if self._snapshots:
             self._report_snapshots()
         self.outbox.release_held(now_ns)
+        if self._quiet.catching_up and not self.removed:
+            self._vote_again()
         self._compact()
         self.finish()
         return more
@@ -161,7 +182,7 @@ class Node:
         ticks = self.core.raw.ticks_to_deadline()
         due = self._last_tick_ns + ticks * self.core.tick_ns
         if self._must_not_campaign():
-            due = max(due, self._quiet.until_ns)
+            due = max(due, self._quiet.until_ns, self._now + self._timeout_ns // 4)
         # The worker's beat stays fresh, and silence visible.
         due = min(due, self._now + self._timeout_ns // 4)
         for other in (self.desk.next_ns(), self.outbox.held_due_ns()):
@@ -197,6 +218,17 @@ class Node:
         identity, timeout_ms = self.roster.identity, self.config.election_timeout_ms
         if identity.election_timeout_ms > timeout_ms:
             self.roster.update(msgspec.structs.replace(identity, election_timeout_ms=timeout_ms))
+
+    def _vote_again(self) -> None:
+        """Once everything is here that an older copy of this directory may have promised."""
+        raft, applied = self.raft, self.raft.raft_log.applied
+        if raft.lead == NO_NODE or not self._catch_up.is_done(
+            raft.term, applied, self.core.store.term(applied)
+        ):
+            return
+        self._quiet.catching_up = False
+        self.roster.update(msgspec.structs.replace(self.roster.identity, catching_up=False))
+        log("LOG", f"node {self.node_id} has caught up at index {applied}, and gives its vote again")
 
     def _leave_failed_transfer(self) -> None:
         """A transfer that came to nothing leaves a leader that has ended its lease: a new term mends it."""
@@ -267,19 +299,31 @@ class Node:
                 case RecordKind.MESSAGE:
                     self._envelope(node_id, decode(record[ENVELOPE_OFFSET:]))
                 case RecordKind.PEER_HELLO:
-                    self.roster.hello(node_id, unpack_peer_hello(record))
-                    self.roster.publish(self.core.membership_log.current)
+                    self._hello(node_id, unpack_peer_hello(record))
                 case RecordKind.REFUSED_BY_PEER:
                     self._refused(node_id, unpack_refusal(record))
                 case RecordKind.PEER_CONNECTED:
                     self.roster.connected(node_id)
                 case RecordKind.PEER_DISCONNECTED:
                     self.roster.disconnected(node_id)
+                    self.desk.reconnected(node_id)
                     self.core.raw.report_unreachable(node_id)
                 case _:
                     self.malformed += 1
         except (RecordMalformed, BadEnvelope):
             self.malformed += 1
+
+    def _hello(self, node_id: int, hello: PeerHello) -> None:
+        self.roster.hello(node_id, hello)
+        self.audit.reconnected(node_id)
+        self.desk.reconnected(node_id)
+        if self.roster.is_known(node_id):
+            if self._acknowledged.is_another(node_id, hello):
+                self.core.raw.report_another_log(node_id)
+            refusal = self._acknowledged.judge(node_id, hello)
+            if refusal is not None:
+                self.roster.refuse_start(node_id, RefusedStart(hello.start.start_id, refusal))
+        self.roster.publish(self.core.membership_log.current)
 
     def _envelope(self, sender: int, envelope: Envelope) -> None:
         honest = envelope.sender == sender == envelope.status.node_id
@@ -299,7 +343,7 @@ class Node:
         if envelope.removed_index and self._believes_removal(sender, envelope.removed_index):
             self._on_removed(f"node {sender} says so: the change at index {envelope.removed_index}")
         if self.removed:
-            if envelope.removed_index:
+            if envelope.removed_index or self._outdated:
                 return
             if not any(m.type in _FROM_LEADER and not self.door.message(m) for m in envelope.messages):
                 self._vote_though_removed(sender, envelope.messages)
@@ -315,8 +359,26 @@ class Node:
             self.lease.answer(sender, envelope.echo, envelope.promise_ms * 1_000_000)
         if envelope.table and raft.lead == sender:
             self.board.hear_table(envelope.table, sender, self._now)
+            if self.roster.heard_of(envelope.table):
+                self.roster.publish(self.core.membership_log.current)
+            if envelope.status.term == raft.term:
+                self._catch_up.hear(envelope.status, envelope.table)
         for call in envelope.calls:
             self.desk.call(sender, call)
+        if envelope.inquiry is not None:
+            self.desk.inquired(sender, envelope.inquiry)
+        if envelope.digest is not None:
+            self._hear_digest(sender, envelope.digest, envelope.term)
+
+    def _hear_digest(self, sender: int, digest: Digest, term: int) -> None:
+        """Checksums count from the leader that this node follows, and questions from members."""
+        raft, current = self.raft, self.core.membership_log.current
+        if raft.state == StateType.StateLeader:
+            if digest.asks and current.get(sender) is not None:
+                self.audit.asked(sender, digest)
+        elif raft.lead == sender and raft.term == term and current.is_voter(sender):
+            self.audit.follow(sender, term)
+            self.audit.hear(digest, self._now)
 
     def _vote_though_removed(self, sender: int, messages: list[Message]) -> None:
         """Who asks may have forgotten the commit of the removal, and then needs this vote to go on."""
@@ -361,19 +423,53 @@ class Node:
             return
         if self.desk.debug:
             log("DEBUG", f"node {self.node_id} got {message.type.name} of term {message.term} from {sender}")
+        committed = self.raft.raft_log.committed
+        if message.type is MessageType.MsgAppResp and not message.reject:
+            self._acknowledged.heard(sender, message.term, message.index)
         try:
             self.core.raw.step(message)
         except RaftError:
             # From a node that is no member any more, or of a kind that must not travel: nothing changes.
             self.rejected += 1
+            return
+        if message.type in _FROM_LEADER:
+            self._compare_terms(message, committed)
+
+    def _compare_terms(self, message: Message, committed: int) -> None:
+        """With what was committed before it came. Only a member counts that this node follows, after the
+        message, in its present term: what is left of an earlier leader has a lower one. Raises Diverged."""
+        raft = self.raft
+        if raft.lead != message.from_ or raft.term != message.term:
+            return
+        found = conflict(raft.raft_log, committed, message)
+        if found is not None and self.core.membership_log.current.is_voter(message.from_):
+            self.audit.follow(raft.lead, raft.term)
+            self.audit.suspect_terms(found, self._now)
 
     def _refused(self, node_id: int, refusal: Refusal) -> None:
         self.roster.refused(node_id, refusal)
         # A peer that lags may bar this node though it was added again: the leader knows better.
         if refusal.code == RefusalCode.REMOVED and not self._hears_leader():
             self._on_removed(f"node {node_id} refuses it")
+        elif refusal.code in _OUTDATED:
+            self._on_outdated(node_id, refusal)
         elif refusal.code in _BARRED and not self.raft.lead:
             self.barred = f"refused by node {node_id}: {refusal.text}"
+
+    def _on_outdated(self, node_id: int, refusal: Refusal) -> None:
+        """There is a newer state of this node, or was one: what it has forgotten, it may not decide on."""
+        if self._outdated or self.core.membership_log.current.get(node_id) is None:
+            return
+        self._outdated = self.barred = f"refused by node {node_id}: {refusal.text}"
+        log(
+            "ERROR",
+            f"node {self.node_id} takes no part any more: {self._outdated}",
+            hint=refusal.hint,
+        )
+        self.lease.end()
+        if self.core.leads:
+            self.core.resign()
+        self.desk.out(self._outdated)
 
     def _on_removed(self, why: str) -> None:
         if self.removed:
@@ -428,20 +524,27 @@ class Node:
         if asks:
             self.lease.answer(self.node_id, now, self._timeout_ns)
         self._publish_lease()
-        if self.roster.tell_identity() and self.outbox.publish():
+        if self.roster.tell_network() and self.outbox.publish():
             self.outbox.ring()
         if not self.outbox.is_due():
             return
         if asks:
             self._newest_round = now
         own = self._display.own_status()
-        if self.outbox.flush(own, self._table(own, now), round_ns=now if asks else 0):
+        if self.outbox.flush(own, self._table(own, now), self._digest, round_ns=now if asks else 0):
             self.outbox.ring()
         for node_id in self.outbox.take_lost():
             self.core.raw.report_unreachable(node_id)
+        self.desk.not_sent(self.outbox.take_unsent())
 
     def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
-        return lambda: self.board.table(own, now)
+        return lambda: self.board.table(own, self.roster.incarnation_of, now)
+
+    def _digest(self, node_id: int, beats: bool) -> Digest | None:
+        raft = self.raft
+        if raft.state == StateType.StateLeader:
+            return self.audit.word(node_id) if beats else None
+        return self.audit.question(self._now) if raft.lead == node_id else None
 
     def _asks_for_lease(self) -> bool:
         """Whether this flush asks for a round of the lease: with heartbeats, and while there is no lease.
@@ -475,6 +578,7 @@ class Node:
         if role == self._role:
             return
         (old_term, old_lead, old_state), self._role = self._role, role
+        self.audit.follow(raft.lead, raft.term)
         self.outbox.drop_held()
         led = old_state == StateType.StateLeader
         leads = raft.state == StateType.StateLeader
@@ -490,12 +594,16 @@ class Node:
             self.desk.deposed()
         if leads and (not led or raft.term != old_term):
             self.lease.begin(raft.term)
+            self._acknowledged.begin(raft.term)
             self._worker.add("elections")
             log("LOG", f"node {self.node_id} is the leader at term {raft.term}")
+        if raft.lead == old_lead and raft.term != old_term:
+            # It may be another worker, which knows nothing of what its predecessor was asked.
+            self.desk.reconnected(raft.lead)
         if raft.lead != old_lead:
             self.desk.leader_changed(raft.lead)
             if raft.lead and not leads:
-                self.barred = ""
+                self.barred = self._outdated
                 log("LOG", f"node {self.node_id} follows node {raft.lead} at term {raft.term}")
             elif not raft.lead and not led:
                 self._log_lost_leader(old_lead, old_term)
@@ -510,6 +618,7 @@ class Node:
 
     def on_committed(self, entries: list[Entry]) -> None:
         """Apply: membership changes take effect, sessions get their answer."""
+        self._sums.extend(entries)
         for entry in entries:
             if entry.type:
                 self._apply_change(entry)
@@ -518,6 +627,7 @@ class Node:
             if last.term == self.raft.term and self._led_term != last.term:
                 self._led_term = last.term
                 self._tell_pending()
+            self._acknowledged.committed(last.index)
             self.desk.committed(last.index)
         self._mark_formed()
 
@@ -576,6 +686,7 @@ class Node:
         self.core.membership_log.reset(snapshot.metadata.index, state)
         self.roster.publish(state)
         self._compacted_check = snapshot.metadata.index
+        self.audit.restored(snapshot.metadata.index)
         self._mark_formed()
         log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")
 

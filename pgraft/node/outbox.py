@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Envelope, NodeStatus, Reply, encode
+from pgraft.node.envelope import (
+    ENVELOPE_ENTRY_BYTES_MAX,
+    Call,
+    Digest,
+    Envelope,
+    Inquiry,
+    NodeStatus,
+    Reply,
+    encode,
+)
 from pgraft.raft.types import Message, MessageType
 from pgraft.shm.doorbell import Bell
 from pgraft.shm.rings import RingWriter
@@ -28,13 +37,24 @@ _CONF_STATE_BYTES_MAX = 4096
 class Peer:
     """What waits for one peer."""
 
-    __slots__ = ("bytes", "calls", "echo", "echo_term", "held", "messages", "removed_index", "replies")
+    __slots__ = (
+        "bytes",
+        "calls",
+        "echo",
+        "echo_term",
+        "held",
+        "inquiry",
+        "messages",
+        "removed_index",
+        "replies",
+    )
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.held: Message | None = None
         self.calls: list[Call] = []
         self.replies: list[Reply] = []
+        self.inquiry: Inquiry | None = None
         self.echo = 0
         self.echo_term = 0
         self.removed_index = 0
@@ -42,7 +62,11 @@ class Peer:
 
     def has_something(self) -> bool:
         """Whether an envelope is due (a held commit alone is not)."""
-        return bool(self.messages or self.calls or self.replies or self.removed_index)
+        return bool(self.messages or self.calls or self.replies or self.removed_index or self.inquiry)
+
+
+def _no_digest(node_id: int, beats: bool) -> Digest | None:
+    return None
 
 
 class Outbox:
@@ -57,6 +81,7 @@ class Outbox:
         self._held_since_ns = 0
         self.beats = False
         self._lost: list[int] = []
+        self._unsent: list[Call] = []
         self.dropped = 0
 
     def _peer(self, node_id: int) -> Peer:
@@ -88,6 +113,10 @@ class Outbox:
         peer = self._peer(node_id)
         peer.calls.append(call)
         peer.bytes += _MESSAGE_BYTES + len(call.data)
+
+    def inquire(self, node_id: int, inquiry: Inquiry) -> None:
+        """Ask the leader which calls it still holds; the newest inquiry is the one that counts."""
+        self._peer(node_id).inquiry = inquiry
 
     def reply(self, node_id: int, reply: Reply) -> None:
         """Answer a forwarded command."""
@@ -132,6 +161,11 @@ class Outbox:
         lost, self._lost = self._lost, []
         return lost
 
+    def take_unsent(self) -> list[Call]:
+        """Calls that had no room since the last call: they never left this node."""
+        unsent, self._unsent = self._unsent, []
+        return unsent
+
     def forget(self, node_id: int) -> None:
         """Drop what waits for a peer that is a member no more."""
         self._peers.pop(node_id, None)
@@ -140,14 +174,16 @@ class Outbox:
         self,
         status: NodeStatus,
         table: Callable[[], list[NodeStatus]],
+        digest: Callable[[int, bool], Digest | None] = _no_digest,
         *,
         round_ns: int,
     ) -> bool:
         """Put one envelope a peer on the ring. `round_ns`: 0, or the send time when this node leads and
-        asks for a lease answer. Returns whether anything was written; the caller rings the bell."""
+        asks for a lease answer. `digest` gives the checksums for a peer, whose envelope has a heartbeat or
+        not. Returns whether anything was written; the caller rings the bell."""
         for node_id, peer in self._peers.items():
             if peer.has_something():
-                self._send(node_id, peer, status, table, round_ns)
+                self._send(node_id, peer, status, table, digest, round_ns)
         self.beats = False
         return self.publish()
 
@@ -165,10 +201,12 @@ class Outbox:
         peer: Peer,
         status: NodeStatus,
         table: Callable[[], list[NodeStatus]],
+        digest: Callable[[int, bool], Digest | None],
         round_ns: int,
     ) -> None:
         whole = _Load(peer.messages, peer.calls, peer.replies)
-        for load in [whole] if peer.bytes <= ENVELOPE_ENTRY_BYTES_MAX else _split(whole):
+        loads = [whole] if peer.bytes <= ENVELOPE_ENTRY_BYTES_MAX else _split(whole)
+        for load in loads:
             beats = any(message.type == MessageType.MsgHeartbeat for message in load.messages)
             asks = round_ns if any(message.type in _ROUND_TYPES for message in load.messages) else 0
             envelope = Envelope(
@@ -184,13 +222,18 @@ class Outbox:
                 calls=load.calls,
                 replies=load.replies,
                 removed_index=peer.removed_index,
+                digest=digest(node_id, beats),
+                # Behind every call that it may name.
+                inquiry=peer.inquiry if load is loads[-1] else None,
             )
             hurry = NO_HURRY if _can_wait(envelope) else HURRY
             if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), hurry, encode(envelope)):
-                # The network process is behind or away. Raft sends again what matters; a forwarded
-                # command ends as unknown.
+                # The network process is behind or away. Raft sends again what matters.
                 self.dropped += 1
                 self._lost.append(node_id)
+                self._unsent += load.calls
+            elif load is loads[-1]:
+                peer.inquiry = None
         peer.messages, peer.calls, peer.replies = [], [], []
         peer.bytes = peer.removed_index = 0
         peer.echo = 0
@@ -202,7 +245,7 @@ def _can_wait(envelope: Envelope) -> bool:
     The leader reads them with its next heartbeat at the latest. Its lease is computed from when the round
     was sent, so it is no longer for that, and the next round comes long before it ends.
     """
-    if envelope.calls or envelope.replies or envelope.removed_index:
+    if envelope.calls or envelope.replies or envelope.removed_index or envelope.inquiry:
         return False
     return all(m.type == MessageType.MsgHeartbeatResp and not m.context for m in envelope.messages)
 

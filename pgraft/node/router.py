@@ -92,6 +92,10 @@ class Forwarded:
         found = self._waiting.pop(number, None)
         return found[0] if found is not None else None
 
+    def numbers(self, leader: int) -> list[int]:
+        """Numbers of the commands that this node was asked to carry out."""
+        return [number for number, (_, asked) in self._waiting.items() if asked == leader]
+
     def take_where(self, gone: Callable[[Command, int], bool]) -> list[Command]:
         """Take those for which `gone(command, leader)` holds."""
         numbers = [number for number, found in self._waiting.items() if gone(*found)]

@@ -44,6 +44,7 @@ from pgraft.raft.types import (
     Message,
     MessageType,
     Snapshot,
+    StateType,
 )
 
 EMPTY_HARD_STATE = HardState()
@@ -167,6 +168,14 @@ class RawNode:
     def report_unreachable(self, id: int) -> None:
         """The last message to `id` was probably lost."""
         self.raft.step(Message(type=MessageType.MsgUnreachable, from_=id))
+
+    def report_another_log(self, id: int) -> None:
+        """`id` came back with another log than the one that it acknowledged from. Not in etcd, where a node
+        never does: rejections of what it had acknowledged would count as stale, and it would get nothing."""
+        r = self.raft
+        progress = r.trk.progress.get(id)
+        if progress is not None and id != r.id and r.state is StateType.StateLeader:
+            progress.restart(match=0, next=r.raft_log.last_index() + 1)
 
     def report_snapshot(self, id: int, ok: bool) -> None:
         """The snapshot for `id` was sent, or could not be. Must be called for each MsgSnap: until then, or

@@ -80,7 +80,8 @@ class Status(msgspec.Struct):
 
 
 class MemberRow(msgspec.Struct, frozen=True):
-    """One member: whom the network process talks to. member_id 0: not known yet."""
+    """One member: whom the network process talks to. member_id 0: not known yet; incarnation: the newest
+    one that is known."""
 
     node_id: int
     address: str
@@ -88,6 +89,7 @@ class MemberRow(msgspec.Struct, frozen=True):
     is_learner: bool = False
     is_leaving: bool = False
     member_id: int = 0
+    incarnation: int = 1
 
 
 class Members(msgspec.Struct, frozen=True):
@@ -172,7 +174,7 @@ class MembersWriter:
             address = row.address.encode()[:ADDRESS_BYTES_MAX]
             words = (row.node_id, row.port, row.is_learner, row.is_leaving, row.member_id, len(address))
             _MEMBER_ROW.pack_into(
-                body, MEMBERS_ROWS_OFFSET + number * MEMBER_ROW_BYTES, *words, 0, 0, address
+                body, MEMBERS_ROWS_OFFSET + number * MEMBER_ROW_BYTES, *words, row.incarnation, 0, address
             )
         struct.pack_into(f"<{len(gone)}Q", body, MEMBERS_REMOVED_OFFSET, *gone)
         self._copies.write(bytes(body[8:]))
@@ -223,9 +225,11 @@ def read_members(segment: Segment) -> Members:
     rows = []
     for number in range(min(words[MEMBERS_WORDS["member_count"]], MEMBERS_MAX)):
         *row, address = _MEMBER_ROW.unpack_from(copy, MEMBERS_ROWS_OFFSET + number * MEMBER_ROW_BYTES)
-        node_id, port, is_learner, is_leaving, member_id, length = row[: len(MEMBER_ROW_WORDS)]
+        node_id, port, is_learner, is_leaving, member_id, length, incarnation = row[: len(MEMBER_ROW_WORDS)]
         text = address[: min(length, ADDRESS_BYTES_MAX)].decode("utf-8", "replace")
-        rows.append(MemberRow(node_id, text, port, bool(is_learner), bool(is_leaving), member_id))
+        rows.append(
+            MemberRow(node_id, text, port, bool(is_learner), bool(is_leaving), member_id, incarnation)
+        )
     count = min(words[MEMBERS_WORDS["removed_count"]], REMOVED_MAX)
     removed = struct.unpack_from(f"<{count}Q", copy, MEMBERS_REMOVED_OFFSET)
     return Members(words[MEMBERS_WORDS["generation"]], tuple(rows), tuple(removed))

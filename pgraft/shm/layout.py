@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 
 MAGIC = 0x4754_4641_5247_5041  # "APGRAFTG" as bytes on disk: never a plausible zeroed or foreign page
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 PAGE_BYTES = 4096
 WORD_BYTES = 8
 
@@ -73,7 +73,7 @@ WORKER_WORDS = _number(
     " members_generation debug sleeping command_tail inbound_tail outbound_head"
     " started_boot_ns elections commands_taken commands_answered messages_dropped messages_refused"
     " ring_damage fsyncs fsync_ns_total fsync_ns_max joined ready yielded messages_malformed"
-    " messages_absurd"
+    " messages_absurd catching_up"
 )
 WORKER_TEXTS = {"error": (1024, 1016)}
 NETWORK_PAGE = 2 * PAGE_BYTES
@@ -104,7 +104,7 @@ STATUS_COPY_BYTES = 3 * PAGE_BYTES
 
 MEMBERS_WORDS = _number("crc used_bytes generation member_count removed_count")
 MEMBERS_ROWS_OFFSET = 64
-MEMBER_ROW_WORDS = _number("node_id port is_learner is_leaving member_id address_bytes")
+MEMBER_ROW_WORDS = _number("node_id port is_learner is_leaving member_id address_bytes incarnation")
 MEMBER_ADDRESS_OFFSET = 64  # within a row: the address, address_bytes long
 MEMBER_ROW_BYTES = MEMBER_ADDRESS_OFFSET + ADDRESS_BYTES_MAX
 MEMBERS_REMOVED_OFFSET = MEMBERS_ROWS_OFFSET + MEMBERS_MAX * MEMBER_ROW_BYTES  # removed ids, a word each

@@ -19,10 +19,11 @@ from typing import TypeVar
 
 import msgspec
 
-from pgraft.ranges import MEMBER_ID_MAX, NODE_ID_MAX
+from pgraft.ranges import INCARNATION_MAX, MEMBER_ID_MAX, NODE_ID_MAX
 from pgraft.storage import files
 from pgraft.storage.data_dir import RAFT_NAME
 from pgraft.storage.errors import DamagedLog, OtherVersion, StorageError, failed_call, hint_of
+from pgraft.storage.place import OtherPlace, Place, difference, place_of
 from pgraft.storage.snapshots import read_whole
 
 FORMAT_VERSION = 1
@@ -36,7 +37,12 @@ _FIRST_LINE = re.compile(rb"pgraft ([a-z]+) ([0-9]{1,9}) crc32=([0-9a-f]{8})")
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Made at the first start. `member_id` is random and never 0; `initial_members` is the list that peers
-    compare before the cluster is `formed`; `election_timeout_ms` is the longest one ever promised."""
+    compare before the cluster is `formed`; `election_timeout_ms` is the longest one ever promised.
+
+    `place` is where the directory lives, None in one of the release before. `incarnation` grows each time
+    that it is adopted in another place; peers refuse older ones. `catching_up`: it may have forgotten what it
+    promised before it was adopted, and gives no vote until it has caught up with a leader.
+    """
 
     cluster_id: str
     node_id: int
@@ -44,13 +50,17 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     initial_members: str
     election_timeout_ms: int
     formed: bool
+    place: Place | None = None
+    incarnation: int = 1
+    catching_up: bool = False
     format_version: int = FORMAT_VERSION
 
 
 class Peers(msgspec.Struct, frozen=True):
-    """Member ids by node id, as first met."""
+    """By node id: member ids, as first met, and incarnations where they are above 1."""
 
-    member_ids: dict[int, int]
+    member_ids: dict[int, int] = {}
+    incarnations: dict[int, int] = {}
 
 
 def new_member_id() -> int:
@@ -87,15 +97,23 @@ def update_identity(data_dir: Path, identity: Identity) -> None:
     _save(data_dir / IDENTITY_NAME, "identity", identity)
 
 
-def load_peers(data_dir: Path) -> dict[int, int]:
-    """Node id -> member id of the nodes met so far; empty before the first. DamagedLog as above."""
-    peers = _load(data_dir / PEERS_NAME, "peers", Peers, _check_peers)
-    return dict(peers.member_ids) if peers else {}
+def check_place(data_dir: Path, identity: Identity) -> Place:
+    """Where the directory is, which is where its node lives. OtherPlace when it is not; StorageError."""
+    here = place_of(data_dir)
+    why = difference(identity.place, here) if identity.place is not None else ""
+    if why:
+        raise OtherPlace(data_dir, why)
+    return here
 
 
-def save_peers(data_dir: Path, peers: dict[int, int]) -> None:
+def load_peers(data_dir: Path) -> Peers:
+    """What is remembered of the nodes met so far; nothing before the first. DamagedLog as above."""
+    return _load(data_dir / PEERS_NAME, "peers", Peers, _check_peers) or Peers()
+
+
+def save_peers(data_dir: Path, peers: Peers) -> None:
     """Replace what is remembered of the peers, atomically and durably."""
-    _save(data_dir / PEERS_NAME, "peers", Peers(member_ids=peers))
+    _save(data_dir / PEERS_NAME, "peers", peers)
 
 
 def _save(path: Path, kind: str, value: Identity | Peers) -> None:
@@ -125,16 +143,24 @@ def _check_identity(identity: Identity) -> None:
     _check_ids(identity.node_id, identity.member_id)
     if not 0 <= identity.election_timeout_ms <= ELECTION_TIMEOUT_MS_MAX:
         raise ValueError(f"election_timeout_ms {identity.election_timeout_ms} is out of range")
+    _check_incarnation(identity.incarnation)
 
 
 def _check_peers(peers: Peers) -> None:
     for node_id, member_id in peers.member_ids.items():
         _check_ids(node_id, member_id)
+    for incarnation in peers.incarnations.values():
+        _check_incarnation(incarnation)
 
 
 def _check_ids(node_id: int, member_id: int) -> None:
     if not (1 <= node_id <= NODE_ID_MAX and 1 <= member_id <= MEMBER_ID_MAX):
         raise ValueError(f"node id {node_id} with member id {member_id} is out of range")
+
+
+def _check_incarnation(incarnation: int) -> None:
+    if not 1 <= incarnation <= INCARNATION_MAX:
+        raise ValueError(f"incarnation {incarnation} is out of range")
 
 
 def _body(data: bytes, kind: str) -> bytes:

@@ -17,7 +17,15 @@ from typing import TypeVar
 import msgspec
 
 from pgraft.hosts import is_host
-from pgraft.ranges import MEMBER_ID_MAX, NODE_ID_MAX, PORT_MAX
+from pgraft.ranges import (
+    INCARNATION_JUMP_MAX,
+    INCARNATION_MAX,
+    INDEX_MAX,
+    MEMBER_ID_MAX,
+    NODE_ID_MAX,
+    PORT_MAX,
+    TERM_MAX,
+)
 from pgraft.transport.framing import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
@@ -25,7 +33,7 @@ from pgraft.transport.framing import (
     ViolationKind,
 )
 from pgraft.transport.limits import LOG_TEXT_CHARS_MAX
-from pgraft.transport.records import NetIdentity, Refusal, RefusalCode
+from pgraft.transport.records import NetIdentity, Refusal, RefusalCode, WorkerStart
 
 U64_MAX = 2**64 - 1
 
@@ -45,6 +53,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     formed: bool
     address: str
     port: int
+    incarnation: int = 1
+    start: WorkerStart = WorkerStart()
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +67,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: int
     address: str
     port: int
+    incarnation: int = 1
+    start: WorkerStart = WorkerStart()
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +104,8 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
             formed=identity.formed,
             address=self.address,
             port=self.port,
+            incarnation=identity.incarnation,
+            start=identity.start,
         )
 
     def welcome(self, version: int) -> Welcome:
@@ -104,14 +118,20 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
             instance_id=self.instance_id,
             address=self.address,
             port=self.port,
+            incarnation=self.identity.incarnation,
+            start=self.identity.start,
         )
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """What this node knows of a peer's id: its member id (0: not known), whether it was removed."""
+    """What this node knows of a peer's id: its member id (0: not known), whether it was removed, its newest
+    incarnation, and the start of its worker that is refused (0: none), with the reason."""
 
     member_id: int = 0
     removed: bool = False
+    incarnation: int = 1
+    refused_start: int = 0
+    refusal: Refusal | None = None
 
 
 NOT_READY = Refusal(RefusalCode.NOT_READY, "the raft worker of this node is not up yet")
@@ -132,6 +152,7 @@ def decode_hello(payload: memoryview) -> Hello:
     """Raises RemoteViolation unless every field is there and in range."""
     hello = _decode(_hello, payload)
     _check_ids(hello.node_id, hello.member_id, hello.instance_id)
+    _check_state(hello.incarnation, hello.start)
     _check_range("expected_receiver", hello.expected_receiver, 1, NODE_ID_MAX)
     _check_range("port", hello.port, 1, PORT_MAX)
     _check_range("min_version", hello.min_version, 1, hello.protocol_version)
@@ -143,6 +164,7 @@ def decode_welcome(payload: memoryview) -> Welcome:
     """Raises RemoteViolation unless every field is there and in range."""
     welcome = _decode(_welcome, payload)
     _check_ids(welcome.node_id, welcome.member_id, welcome.instance_id)
+    _check_state(welcome.incarnation, welcome.start)
     _check_range("port", welcome.port, 1, PORT_MAX)
     _check_host(welcome.address)
     return welcome
@@ -167,6 +189,13 @@ def _check_ids(node_id: int, member_id: int, instance_id: int) -> None:
     _check_range("node_id", node_id, 1, NODE_ID_MAX)
     _check_range("member_id", member_id, 1, MEMBER_ID_MAX)
     _check_range("instance_id", instance_id, 1, U64_MAX)
+
+
+def _check_state(incarnation: int, start: WorkerStart) -> None:
+    _check_range("incarnation", incarnation, 1, INCARNATION_MAX)
+    _check_range("start_id", start.start_id, 0, U64_MAX)
+    _check_range("term", start.term, 0, TERM_MAX)
+    _check_range("last_index", start.last_index, 0, INDEX_MAX)
 
 
 def _check_host(address: str) -> None:
@@ -195,6 +224,7 @@ def judge_hello(hello: Hello, local: Local, remembered: Remembered) -> Refusal |
         or _judge_cluster(hello.cluster_id, hello.node_id, local)
         or _judge_receiver(hello, local)
         or _judge_memory(hello.node_id, hello.member_id, remembered)
+        or judge_state(hello.node_id, hello.incarnation, hello.start, remembered)
         or _judge_initial(hello, local)
     )
 
@@ -215,7 +245,9 @@ def judge_welcome(
             f" {welcome.node_id} answered",
             "Correct the address of one of them: each member needs an address and port of its own.",
         )
-    return _judge_memory(welcome.node_id, welcome.member_id, remembered)
+    return _judge_memory(welcome.node_id, welcome.member_id, remembered) or judge_state(
+        welcome.node_id, welcome.incarnation, welcome.start, remembered
+    )
 
 
 def _judge_version(hello: Hello) -> Refusal | None:
@@ -266,8 +298,8 @@ def _self_refusal(hello: Hello, local: Local) -> Refusal:
         hint = "Each member needs an address and port of its own."
     else:
         text = f"the sender claims to be node {own}, which is the node that it connected to"
-        hint = "Two nodes have the same id: give each its own pgraft.name or pgraft.node_id, and never copy"
-        hint += " pgraft.data_dir to another node."
+        hint = "Two nodes have the same id: give each its own pgraft.name or pgraft.node_id, and its own"
+        hint += " pgraft.data_dir."
     return Refusal(RefusalCode.SELF, text, hint)
 
 
@@ -282,6 +314,23 @@ def _judge_memory(node_id: int, member_id: int, remembered: Remembered) -> Refus
         f" {remembered.member_id:016x}: its pgraft.data_dir was emptied or replaced, and its votes with it",
         f"Remove it with pgraft_remove_node({node_id}) and add it under a new node id.",
     )
+
+
+def judge_state(node_id: int, incarnation: int, start: WorkerStart, remembered: Remembered) -> Refusal | None:
+    """Whether what this member comes with is the newest state of it: also of one that was let in before."""
+    if incarnation < remembered.incarnation:
+        return superseded_refusal(node_id, incarnation, remembered.incarnation)
+    if incarnation > remembered.incarnation + INCARNATION_JUMP_MAX:
+        return Refusal(
+            RefusalCode.INCARNATION_JUMP,
+            f"node {node_id} comes as incarnation {incarnation}, and is known as incarnation"
+            f" {remembered.incarnation}: more than {INCARNATION_JUMP_MAX} at once are not believed",
+            f"Its identity file is damaged. Remove it with pgraft_remove_node({node_id}) and add it under a"
+            " new node id.",
+        )
+    if start.start_id and start.start_id == remembered.refused_start:
+        return remembered.refusal
+    return None
 
 
 def _judge_initial(hello: Hello, local: Local) -> Refusal | None:
@@ -311,14 +360,26 @@ def removed_refusal(node_id: int) -> Refusal:
     )
 
 
+def superseded_refusal(node_id: int, incarnation: int, newest: int) -> Refusal:
+    """An older copy: the directory was adopted elsewhere since."""
+    return Refusal(
+        RefusalCode.SUPERSEDED,
+        f"node {node_id} comes as incarnation {incarnation}, and its pgraft.data_dir was adopted in another"
+        f" place since, as incarnation {newest}: this one is an older copy",
+        "Stop this copy for good, and remove its pgraft.data_dir. If it is the one that is to go on: stop the"
+        f" other one, remove node {node_id} with pgraft_remove_node({node_id}), and add it under a new node"
+        " id.",
+    )
+
+
 def duplicate_refusal(node_id: int, first_at: str, second_at: str) -> Refusal:
-    """A second live instance of a node: its data directory was copied, or runs twice."""
+    """A second live instance of a node: its machine was cloned, or its data directory is used twice."""
     return Refusal(
         RefusalCode.DUPLICATE,
         f"node {node_id} at {second_at} is the second one that runs with this identity; the first at"
         f" {first_at} is alive",
-        "A pgraft.data_dir must not be copied: stop the copy, empty its pgraft.data_dir and add it"
-        " under a new node id.",
+        "One node has one pgraft.data_dir: stop the copy, empty its pgraft.data_dir and add it under a new"
+        " node id. Where the first one is to go for good and the second to stay: stop the first.",
     )
 
 

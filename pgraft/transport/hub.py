@@ -13,7 +13,14 @@ from pgraft.log import log
 from pgraft.transport.channel import Buffer
 from pgraft.transport.connection import Wire
 from pgraft.transport.directory import Directory, PeerAddress
-from pgraft.transport.handshake import Hello, Local, duplicate_refusal, removed_refusal
+from pgraft.transport.handshake import (
+    Hello,
+    Local,
+    duplicate_refusal,
+    judge_state,
+    removed_refusal,
+    superseded_refusal,
+)
 from pgraft.transport.inbox import Inbox
 from pgraft.transport.incoming import IncomingSession, Listener, Lobby, accept_session
 from pgraft.transport.limits import (
@@ -25,7 +32,7 @@ from pgraft.transport.limits import (
     UNKNOWN_PEERS_MAX,
 )
 from pgraft.transport.outgoing import OutgoingSession, Peer, PeerState
-from pgraft.transport.records import NetIdentity, RecordKind, Refusal, RefusalCode, pack
+from pgraft.transport.records import NetIdentity, RecordKind, Refusal, RefusalCode, RefusedStart, pack
 from pgraft.transport.resolver import Resolver
 from pgraft.transport.session import Session, Shared
 
@@ -73,7 +80,8 @@ class Hub:
             min(max(timeout_ms, CONNECT_TIMEOUT_MS_MIN), CONNECT_TIMEOUT_MS_MAX)
         )
         if before is not None and _person(before.identity) != _person(identity):
-            self._start_over("this node's identity changed")
+            # A new worker, too, perhaps on another state: peers judge by the hello what is on its disk.
+            self._start_over("this node has a new raft worker")
         self._announce_all()
         for peer in self.peers.values():
             peer.start()
@@ -97,6 +105,25 @@ class Hub:
             else:
                 self._add_peer(member)
         self._check_incoming()
+        for session in self.sessions():
+            self._judge_again(session)
+
+    def refuse_start(self, node_id: int, refused: RefusedStart) -> None:
+        """The worker found that a peer came back with less than it had acknowledged."""
+        self.shared.directory.refuse_start(node_id, refused)
+        for session in self.sessions():
+            self._judge_again(session)
+
+    def _judge_again(self, session: Session) -> None:
+        """More is known of a member than when it was let in: an older copy of it hears so and goes."""
+        who = session.who
+        if who is None or session.ended:
+            return
+        remembered = self.shared.directory.remembered(who.node_id)
+        if remembered.member_id == who.member_id:
+            refusal = judge_state(who.node_id, who.incarnation, who.start, remembered)
+            if refusal is not None:
+                session.refuse(refusal)
 
     def _add_peer(self, member: PeerAddress) -> None:
         peer = Peer(self.shared, self._resolver, member, self._on_outgoing, self._on_outgoing_ended)
@@ -133,6 +160,11 @@ class Hub:
         if not self._has_room(hello.node_id):
             session.refuse(Refusal(RefusalCode.TOO_MANY, "too many connections of nodes that are no members"))
             return
+        directory = self.shared.directory
+        if hello.incarnation > directory.remembered(hello.node_id).incarnation:
+            # First of all: those that wait to be let in are judged by it, too.
+            directory.learn(hello.node_id, hello.member_id, hello.incarnation)
+            self._turn_out_older(hello.node_id, hello.incarnation)
         rivals = self._rivals(hello.node_id, hello.instance_id)
         if not rivals:
             session.welcome()
@@ -150,12 +182,23 @@ class Hub:
             return True
         return sum(1 for known in self.incoming if known not in members) < UNKNOWN_PEERS_MAX
 
-    def _rivals(self, node_id: int, instance_id: int) -> list[Session]:
-        """Established sessions with another instance of the same node."""
+    def _turn_out_older(self, node_id: int, incarnation: int) -> None:
+        """An operator has said that older incarnations are gone for good: nobody asks whether they live."""
+        for one in self._sessions_of(node_id):
+            if one.who is not None and one.who.incarnation < incarnation:
+                one.refuse(superseded_refusal(node_id, one.who.incarnation, incarnation))
+
+    def _sessions_of(self, node_id: int) -> list[Session]:
+        """Established sessions with this node, whichever instance of it."""
         sessions: list[Session] = list(self.incoming.get(node_id, ()))
         peer = self.peers.get(node_id)
         if peer is not None and peer.state is PeerState.CONNECTED and peer.session is not None:
             sessions.append(peer.session)
+        return sessions
+
+    def _rivals(self, node_id: int, instance_id: int) -> list[Session]:
+        """Established sessions with another instance of the same node."""
+        sessions = self._sessions_of(node_id)
         return [one for one in sessions if one.who is not None and one.who.instance_id != instance_id]
 
     def _rival_alive(self, session: IncomingSession, rival: Session) -> None:
@@ -170,7 +213,7 @@ class Hub:
 
     def _rivals_silent(self, session: IncomingSession) -> None:
         hello = session.hello
-        if session.ended or hello is None:
+        if session.ended or hello is None or not session.is_still_welcome():
             return
         for rival in self._rivals(hello.node_id, hello.instance_id):
             rival.on_lost("it was silent when another instance of this node came")
@@ -254,6 +297,7 @@ class Hub:
         who = session.who
         if who is None:
             return
+        self._turn_out_older(who.node_id, who.incarnation)
         for rival in self.incoming.get(who.node_id, ()):
             if rival.who is not None and rival.who.instance_id != who.instance_id:
                 refusal = duplicate_refusal(who.node_id, session.at, rival.at)
@@ -317,5 +361,5 @@ class Hub:
         self._resolver.close()
 
 
-def _person(identity: NetIdentity) -> tuple[str, int, int]:
-    return identity.cluster_id, identity.node_id, identity.member_id
+def _person(identity: NetIdentity) -> tuple[str, int, int, int]:
+    return identity.cluster_id, identity.node_id, identity.member_id, identity.start.start_id

@@ -25,7 +25,7 @@ from pgraft.transport.limits import (
 )
 from pgraft.transport.loop import READ, now_ns
 from pgraft.transport.records import Refusal
-from pgraft.transport.session import Session, Shared, Who
+from pgraft.transport.session import Session, Shared, who_says
 
 if TYPE_CHECKING:
     from pgraft.transport.hub import Hub
@@ -62,24 +62,33 @@ class IncomingSession(Session):
             self.refuse(NOT_READY)
             return
         # The certificate first: what the hello says counts once it is known who says it.
-        directory = self.shared.directory
-        refusal = self.judge_certificate(hello.cluster_id, hello.node_id, directory.address_of(hello.node_id))
-        refusal = refusal or handshake.judge_hello(hello, local, directory.remembered(hello.node_id))
+        address = self.shared.directory.address_of(hello.node_id)
+        refusal = self.judge_certificate(hello.cluster_id, hello.node_id, address)
         if refusal is not None:
             self.refuse(refusal)
-        else:
+        elif self.is_still_welcome():
             self._hub.admit(self, hello)
 
-    def welcome(self) -> None:
-        """Let it in."""
+    def is_still_welcome(self) -> bool:
+        """Whether its hello passes by what is known now; it is refused when it does not."""
         hello, local = self.hello, self.shared.local
-        if hello is None or local is None or self.ended:
+        if hello is None or local is None:
+            return False
+        remembered = self.shared.directory.remembered(hello.node_id)
+        refusal = handshake.judge_hello(hello, local, remembered)
+        if refusal is not None:
+            self.refuse(refusal)
+        return refusal is None
+
+    def welcome(self) -> None:
+        """Let it in. It may have waited, and more be known of its node since."""
+        hello, local = self.hello, self.shared.local
+        if hello is None or local is None or self.ended or not self.is_still_welcome():
             return
         version = handshake.agreed_version(hello)
-        who = Who(hello.node_id, hello.member_id, hello.instance_id, hello.address, hello.port)
         # The welcome goes out first: establish() fixes the agreed version for what follows it.
         self.connection.send_frame(FrameType.WELCOME, handshake.encode(local.welcome(version)))
-        if not self.establish(who, version):
+        if not self.establish(who_says(hello), version):
             self.on_lost("the raft worker takes nothing")
             return
         self._lobby.leave(self)

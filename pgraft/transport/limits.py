@@ -51,6 +51,8 @@ INCOMING_MAX = 256
 """Established incoming connections, of members and of unknown ids together."""
 UNKNOWN_PEERS_MAX = 64
 """Established incoming connections of ids that are not members here (yet)."""
+REFUSED_STARTS_MAX = 128
+"""Peers of which one worker's start is refused; beyond that the oldest is asked of the worker again."""
 
 UNDELIVERED_RECORDS_MAX = 4096
 """Records that wait for room in the inbound ring; reading stops at the first one."""

@@ -20,7 +20,7 @@ from pgraft.transport.limits import HANDSHAKE_TIMEOUT_MS, LINGER_MS
 from pgraft.transport.loop import WRITE
 from pgraft.transport.records import RecordKind, Refusal, RefusalCode, pack
 from pgraft.transport.resolver import Resolver, numeric_family
-from pgraft.transport.session import Session, Shared, Who
+from pgraft.transport.session import Session, Shared, who_says
 
 
 class PeerState(enum.Enum):
@@ -81,15 +81,20 @@ class OutgoingSession(Session):
         remembered = self.shared.directory.remembered(expected)
         refusal = handshake.judge_welcome(welcome, local, expected, remembered)
         if refusal is not None:
-            self.complain(refusal, expected)
-            self.say_refused(refusal)
-            self._peer.on_refusal(self, refusal.code)
+            self.refuse(refusal)
             return
-        who = Who(welcome.node_id, welcome.member_id, welcome.instance_id, welcome.address, welcome.port)
-        if self.establish(who, welcome.protocol_version):
+        if self.establish(who_says(welcome), welcome.protocol_version):
             self._peer.on_established(self)
         else:
             self._peer.on_failed(self, "the raft worker of this node takes nothing")
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Say why on both sides, and end; also of an established session."""
+        if self.ended:
+            return
+        self.complain(refusal, self._peer.node_id)
+        self.say_refused(refusal)
+        self._peer.on_refusal(self, refusal.code)
 
     def on_refused(self, refused: Refused) -> None:
         """It does not let us in: the worker hears of it, and the log, at a bounded rate."""

@@ -6,6 +6,7 @@ A record's payload is a 16-byte prefix (kind, zero, node id) and a body. What a 
     MESSAGE            worker -> network    receiver           HURRY or NO_HURRY, then the envelope,
                                                                opaque here
     IDENTITY           worker -> network    this node          msgpack NetIdentity
+    REFUSE_START       worker -> network    the peer           msgpack RefusedStart
     MESSAGE            network -> worker    sender             the same
     PEER_HELLO         network -> worker    the peer           msgpack PeerHello
     REFUSED_BY_PEER    network -> worker    who refused us     msgpack Refusal
@@ -41,6 +42,7 @@ class RecordKind(enum.IntEnum):
     PEER_CONNECTED = 4
     PEER_DISCONNECTED = 5
     IDENTITY = 6
+    REFUSE_START = 7
 
 
 class RefusalCode(enum.IntEnum):
@@ -57,6 +59,20 @@ class RefusalCode(enum.IntEnum):
     NOT_READY = 9
     TOO_MANY = 10
     CERTIFICATE = 11
+    SUPERSEDED = 12
+    INCARNATION_JUMP = 13
+    SHORTER_LOG = 14
+
+
+class WorkerStart(msgspec.Struct, array_like=True, frozen=True):
+    """What a Raft worker found on its disk when it started: the term of its hard state, and its last index.
+
+    `start_id` is random for each start, and 0 for a worker of a release that does not tell.
+    """
+
+    start_id: int = 0
+    term: int = 0
+    last_index: int = 0
 
 
 class NetIdentity(msgspec.Struct, array_like=True, frozen=True):
@@ -73,16 +89,20 @@ class NetIdentity(msgspec.Struct, array_like=True, frozen=True):
     initial_state: str  # "new" or "existing"
     formed: bool
     election_timeout_ms: int
+    incarnation: int = 1
+    start: WorkerStart = WorkerStart()
 
 
 class PeerHello(msgspec.Struct, array_like=True, frozen=True):
-    """Who is at the other end of a connection; before its first message. incarnation: a random
-    number of each start of its network process."""
+    """Who is at the other end of a connection; before its first message. instance_id: a random number of
+    each start of its network process. incarnation: how often its directory was adopted in another place."""
 
     member_id: int
     address: str
     port: int
-    incarnation: int
+    instance_id: int
+    incarnation: int = 1
+    start: WorkerStart = WorkerStart()
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True):
@@ -93,11 +113,20 @@ class Refusal(msgspec.Struct, array_like=True, frozen=True):
     hint: str = ""
 
 
+class RefusedStart(msgspec.Struct, array_like=True, frozen=True):
+    """A worker's start that found less on its disk than that member had acknowledged, and why it is
+    refused."""
+
+    start_id: int
+    refusal: Refusal
+
+
 _Body = TypeVar("_Body")
 _encode = msgspec.msgpack.Encoder().encode
 _identity = msgspec.msgpack.Decoder(NetIdentity)
 _hello = msgspec.msgpack.Decoder(PeerHello)
 _refusal = msgspec.msgpack.Decoder(Refusal)
+_refused_start = msgspec.msgpack.Decoder(RefusedStart)
 
 
 class RecordMalformed(ValueError):
@@ -136,6 +165,11 @@ def unpack_peer_hello(record: bytes) -> PeerHello:
 def unpack_refusal(record: bytes) -> Refusal:
     """The body of a REFUSED_BY_PEER record. Raises RecordMalformed."""
     return _unpack(_refusal, record)
+
+
+def unpack_refused_start(record: bytes) -> RefusedStart:
+    """The body of a REFUSE_START record. Raises RecordMalformed."""
+    return _unpack(_refused_start, record)
 
 
 def _unpack(decoder: msgspec.msgpack.Decoder[_Body], record: bytes) -> _Body:

@@ -20,10 +20,19 @@ from pgraft.transport.complaints import Complaints
 from pgraft.transport.connection import Connection, Wire
 from pgraft.transport.directory import Directory
 from pgraft.transport.framing import Frame, FrameType, RemoteViolation, ViolationKind
-from pgraft.transport.handshake import Local, Refused
+from pgraft.transport.handshake import Hello, Local, Refused, Welcome
 from pgraft.transport.inbox import Inbox
 from pgraft.transport.limits import CONNECT_TIMEOUT_MS_MIN
-from pgraft.transport.records import NO_HURRY, PeerHello, RecordKind, Refusal, RefusalCode, pack, prefix
+from pgraft.transport.records import (
+    NO_HURRY,
+    PeerHello,
+    RecordKind,
+    Refusal,
+    RefusalCode,
+    WorkerStart,
+    pack,
+    prefix,
+)
 
 if TYPE_CHECKING:
     from pgraft.transport.tls import TlsContext
@@ -41,11 +50,28 @@ class Who(msgspec.Struct, frozen=True):
     instance_id: int
     address: str
     port: int
+    incarnation: int
+    start: WorkerStart
 
     def hello_record(self) -> bytes:
         """What the worker is told about it."""
-        hello = PeerHello(self.member_id, self.address, self.port, self.instance_id)
+        hello = PeerHello(
+            self.member_id, self.address, self.port, self.instance_id, self.incarnation, self.start
+        )
         return pack(RecordKind.PEER_HELLO, self.node_id, hello)
+
+
+def who_says(word: Hello | Welcome) -> Who:
+    """The sender of a hello or a welcome."""
+    return Who(
+        word.node_id,
+        word.member_id,
+        word.instance_id,
+        word.address,
+        word.port,
+        word.incarnation,
+        word.start,
+    )
 
 
 class Shared:
@@ -102,6 +128,10 @@ class Session(ABC):
         """Bytes of a frame have come that is not whole yet."""
 
     @abstractmethod
+    def refuse(self, refusal: Refusal) -> None:
+        """Say why on both sides, and end; also of an established session."""
+
+    @abstractmethod
     def on_lost(self, reason: str) -> None:
         """The connection is gone; end the session."""
 
@@ -117,7 +147,7 @@ class Session(ABC):
         self.connection.established(version)
         if self.shared.inbox.stalled:
             self.connection.pause()
-        self.shared.directory.learn(who.node_id, who.member_id)
+        self.shared.directory.learn(who.node_id, who.member_id, who.incarnation)
         return True
 
     def on_frames(self, frames: list[Frame]) -> None:

@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 
+from pgraft.storage import load_identity, place_of, update_identity
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Node, eventually
 
@@ -149,6 +151,14 @@ def test_an_emptied_raft_directory_is_refused(template: Path) -> None:
         assert leader.value("SELECT pgraft_remove_node(%s)", victim.node_id) is True
 
 
+def as_cloned(copy: Node) -> None:
+    """What the copy of a whole machine would say of itself: that everything is where it was."""
+    found = load_identity(copy.raft_dir)
+    assert found is not None
+    update_identity(copy.raft_dir, msgspec.structs.replace(found, place=place_of(copy.raft_dir)))
+    shutil.chown(copy.raft_dir / "identity", copy.raft_dir.owner(), copy.raft_dir.group())
+
+
 def test_a_copy_of_a_raft_directory_is_refused(template: Path) -> None:
     settings = {"election_timeout": "500", "heartbeat_interval": "50"}
     with pgcluster.cluster(template, 3, **settings) as cluster:
@@ -164,6 +174,7 @@ def test_a_copy_of_a_raft_directory_is_refused(template: Path) -> None:
         with (copy.pgdata / "postgresql.conf").open("a") as conf:
             conf.write(f"port = {copy.pg_port}\npgraft.listen_address = '127.0.0.1:{copy.raft_port}'\n")
             conf.write(f"pgraft.data_dir = '{copy.raft_dir}'\n")
+        as_cloned(copy)
         copy.start(ok=False)
         eventually(lambda: "copy" in leader.log_text(), "a line in the leader's log")
         eventually(lambda: "refuse" in copy.log_text(), "a line in the copy's log")
@@ -193,6 +204,8 @@ def test_a_copy_made_of_a_living_node_leaves_that_one_alone(template: Path) -> N
         assert copy.sql("SELECT pgraft_is_leader(), pgraft_get_worker_state()") == [(False, "stopped")]
         pgcluster.run(*pg_ctl, str(copy.pgdata), "stop", "-m", "immediate")
         # The other one has the Raft port: it is refused, and not taken over.
+        assert "does not belong where it is" in copy.start(ok=False).stderr
+        as_cloned(copy)
         assert "cannot be bound" in copy.start(ok=False).stderr
         assert original.status()["pids"] == pids
         assert original.status()["is_leader"] is True

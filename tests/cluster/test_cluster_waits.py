@@ -12,6 +12,7 @@ import psutil
 import psycopg
 import pytest
 
+from pgraft.shm.segment import attach
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Node, eventually
 
@@ -148,6 +149,45 @@ def test_a_killed_worker_leaves_the_outcome_unknown(stuck: tuple[Cluster, Node])
         assert "restarted" in (error.diag.message_primary or "")
         assert waiter.took_s < AT_ONCE_S + 5
     cluster.wait_agreed(timeout=120)
+
+
+FORWARD = "SET pgraft.forward_proposals = on; SET pgraft.proposal_timeout = '300s'"
+
+
+@pytest.mark.parametrize("whose", ["the leader's", "its own"])
+def test_a_killed_network_process_ends_the_wait_of_a_forwarded_command(
+    stuck: tuple[Cluster, Node], whose: str
+) -> None:
+    """The call goes down with it: nobody will ever answer, and the lost connection says so."""
+    cluster, _ = stuck
+    leader = cluster.wait_agreed()
+    follower = cluster.followers(leader)[0]
+    network = psutil.Process((leader if whose == "the leader's" else follower).pid("network"))
+    waiter = _Waiter(follower, FORWARD)
+    taken = _taken(follower)
+    network.suspend()
+    waiter.start()
+    # From here on the call stands in a ring or a socket of the process that hangs.
+    eventually(lambda: _taken(follower) > taken, "the worker to take the command")
+    killed = time.monotonic()
+    network.kill()
+    error = waiter.ended()
+    assert error.sqlstate == "40003"
+    assert "the connection to the leader broke" in (error.diag.message_primary or "")
+    assert time.monotonic() - killed < 3 * AT_ONCE_S, "a new process, a connection and a round trip"
+    assert cluster.wait_agreed() is leader
+    with follower.connect() as session:
+        session.execute(FORWARD)
+        assert session.execute("SELECT pgraft_replicate_entry('on')").fetchone() == (True,)
+
+
+def _taken(node: Node) -> int:
+    """How many commands the node's worker has taken and handled."""
+    segment = attach(node.segment_name)
+    try:
+        return int(segment.worker["commands_taken"])
+    finally:
+        segment.close()
 
 
 def test_stop_fast_ends_the_wait(stuck: tuple[Cluster, Node]) -> None:

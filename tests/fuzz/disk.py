@@ -233,9 +233,12 @@ def texts(data: bytes) -> None:
     taker = Taker(data)
     kind = taker.choice(("identity", "peers"))
     fields: dict[str, object] = {"member_ids": {"2": 5, str(taker.near(3)): taker.near(7)}}
+    fields["incarnations"] = {"2": taker.near(1)}
     if kind == "identity":
         fields = {"cluster_id": "c", "node_id": 1, "member_id": 5, "initial_members": "", "formed": True}
+        place = {"machine": "m", "boot": "b", "device": 2049, "inode": 12, "generation": 3}
         fields |= {"election_timeout_ms": 1000, "format_version": 1}
+        fields |= {"place": place | {"file_system": {"fsid": "ab"}}, "incarnation": 2, "catching_up": True}
     if taker.chance(2):
         name = taker.choice(tuple(fields))
         fields[name] = taker.choice((taker.number(), -5, taker.text(), None, {}, 2**70))
@@ -246,7 +249,7 @@ def texts(data: bytes) -> None:
     (directory() / kind).write_bytes(line + body)
     try:
         if kind == "peers":
-            for node_id, member_id in identity.load_peers(directory()).items():
+            for node_id, member_id in identity.load_peers(directory()).member_ids.items():
                 if not (0 < node_id <= U64_MAX and 0 < member_id <= U64_MAX):
                     raise AssertionError(f"peer {node_id} with member id {member_id}")
             return

@@ -23,8 +23,9 @@ import pgraft.node.node
 import pgraft.node.roster
 from pgraft.node.boot import build_node, open_durable_state, open_identity
 from pgraft.node.commands import CommandSource
+from pgraft.node.divergence import Diverged
 from pgraft.node.door import INDEX_MAX, TERM_JUMP_MAX, TERM_MAX
-from pgraft.node.envelope import Call, Envelope, NodeStatus, Reply, encode
+from pgraft.node.envelope import Call, Digest, Envelope, NodeStatus, Reply, encode
 from pgraft.node.membership import ChangeContext, Membership, MembershipError, encode_context
 from pgraft.node.membership import Node as Member
 from pgraft.node.node import Node
@@ -35,7 +36,17 @@ from pgraft.raft.types import ConfChange, ConfState, Entry, Message, MessageType
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import read_status
 from pgraft.shm.segment import Segment
-from pgraft.transport.records import HURRY, NO_HURRY, PeerHello, RecordKind, Refusal, pack, prefix
+from pgraft.storage import lock_data_dir
+from pgraft.transport.records import (
+    HURRY,
+    NO_HURRY,
+    PeerHello,
+    RecordKind,
+    Refusal,
+    WorkerStart,
+    pack,
+    prefix,
+)
 from tests.fuzz.disk import directory
 from tests.fuzz.target import Taker, Target, noise
 from tests.support.node_sim import make_config, make_run_dir
@@ -102,7 +113,8 @@ class Rig:
         for name in ("lease_end_ns", "status_generation", "members_generation"):
             self.segment.worker[name] = 0
         self.segment.outbound_reader().skip_all()
-        identity = open_identity(given)
+        with lock_data_dir(Path(given.data_dir)):
+            identity = open_identity(given)
         store = open_durable_state(given, identity, lambda: None)
         self.source = CommandSource(self.segment, Path(given.data_dir) / "run", given.max_entry_bytes)
         self.node: Node = build_node(given, identity, store, self.source, self.segment)
@@ -277,8 +289,20 @@ def envelope(taker: Taker, node: Node, sender: int) -> Envelope:
         made.replies = [Reply(nonce, taker.near(1), taker.near(1, 5), taker.near(1), taker.near(1))]
     if taker.chance(16):
         made.removed_index = taker.near(node.raft.raft_log.committed)
+    if taker.chance(3):
+        made.digest = digest(taker, node)
     if taker.chance(16):
         made.term = taker.near(made.term)
+    return made
+
+
+def digest(taker: Taker, node: Node) -> Digest:
+    """Checksums, of which few are right."""
+    index, checksum = node._sums.newest()
+    made = Digest(taker.near(index), checksum if taker.chance(2) else taker.near(checksum))
+    made.ends = taker.bytes(taker.choice((0, 0, 4, 8, 5, 255)))
+    made.asks, made.answers = taker.near(0, 1), taker.near(0, 1)
+    made.values = taker.bytes(taker.choice((0, 4, 12, 3)))
     return made
 
 
@@ -292,10 +316,13 @@ def call(taker: Taker) -> Call:
 
 def other_record(taker: Taker, sender: int) -> bytes:
     """A record that is no message."""
-    hello = PeerHello(taker.near(100 + sender), taker.text(), taker.near(7000), taker.number())
+    start = WorkerStart(taker.near(1), taker.near(1), taker.near(5))
+    hello = PeerHello(
+        taker.near(100 + sender), taker.text(), taker.near(7000), taker.number(), taker.near(1), start
+    )
     choices: tuple[Callable[[], bytes], ...] = (
         lambda: pack(RecordKind.PEER_HELLO, sender, hello),
-        lambda: pack(RecordKind.REFUSED_BY_PEER, sender, Refusal(taker.byte() % 13, taker.text())),
+        lambda: pack(RecordKind.REFUSED_BY_PEER, sender, Refusal(taker.byte() % 16, taker.text())),
         lambda: pack(RecordKind.PEER_CONNECTED, sender),
         lambda: pack(RecordKind.PEER_DISCONNECTED, sender),
         lambda: taker.bytes(taker.byte()),
@@ -319,14 +346,21 @@ def one_step(rig: Rig, taker: Taker) -> None:
         rig.give(other_record(taker, sender))
         return
     made = envelope(taker, node, sender)
-    before, absurd = state_of(node), node.door.absurd
+    before, absurd, suspected = state_of(node), node.door.absurd, node.audit.suspects
     members, removed = node.core.membership_log.current, node.removed
     term, known = node.raft.term, bool(members.nodes)
     try:
         body = encode(made)
     except OverflowError:  # a number that no wire carries
         return
-    rig.give(prefix(RecordKind.MESSAGE, sender) + taker.choice((HURRY, NO_HURRY)) + body)
+    try:
+        rig.give(prefix(RecordKind.MESSAGE, sender) + taker.choice((HURRY, NO_HURRY)) + body)
+    except Diverged:
+        if not members.is_voter(sender) or node.raft.lead != sender:
+            raise AssertionError(f"node {sender}, which does not lead, has ended this node's part") from None
+        raise
+    if node.audit.suspects and not suspected and node.raft.lead != sender:
+        raise AssertionError(f"node {sender}, which does not lead, made this node doubt its log by {made}")
     turned_away = node.door.absurd - absurd
     nothing_else = turned_away == max(1, len(made.messages)) and not (made.calls or made.echo)
     if nothing_else and before != state_of(node):
@@ -365,8 +399,9 @@ def nodes(data: bytes) -> None:
             one_step(rig, taker)
             steps += 1
         rig.pass_ms(3000)
-    except MembershipError:
-        # A leader had a change committed that cannot be: the worker says so, and takes part no more.
+    except (MembershipError, Diverged):
+        # A leader had a change committed that cannot be, or has another log: the worker says so, and takes
+        # part no more.
         return
     finally:
         rig.close()

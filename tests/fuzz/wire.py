@@ -87,13 +87,14 @@ def hello() -> dict[str, object]:
         "initial_state": "new",
         "initial_members": "the list",
     }
-    return fields | {"formed": True, "address": "127.0.0.1", "port": 7002}
+    fields |= {"formed": True, "address": "127.0.0.1", "port": 7002}
+    return fields | {"incarnation": 2, "start": [5, 6, 7]}
 
 
 def welcome() -> dict[str, object]:
     """A welcome that passes."""
     fields = {"protocol_version": 1, "cluster_id": "c", "node_id": 2, "member_id": 88, "instance_id": 9}
-    return fields | {"address": "127.0.0.1", "port": 7002}
+    return fields | {"address": "127.0.0.1", "port": 7002, "incarnation": 2, "start": [5, 6, 7]}
 
 
 def changed(fields: dict[str, object], taker: Taker) -> bytes:

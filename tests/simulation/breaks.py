@@ -162,7 +162,7 @@ BREAKS = {
     ),
     "promises_not_kept": Break(
         "pgraft.node.quiet",
-        "return message.context != CAMPAIGN_TRANSFER",
+        "return self.catching_up or message.context != CAMPAIGN_TRANSFER",
         "return False",
         "tests/unit/node/test_node_promises.py",
     ),
@@ -216,6 +216,33 @@ BREAKS = {
         "    if (r.check_quorum or r.pre_vote) and (kind is MSG_HEARTBEAT or kind is MSG_APP):",
         "    if False:",
         "tests/paper/test_paper_traps.py::test_trap_pre_vote_with_check_quorum_deadlocks",
+    ),
+    # What is compared with the leader's log
+    "checksums_begin_in_the_middle_of_a_block": Break(
+        "pgraft.node.checksums",
+        "        run = _Run(block_of(applied + 1))\n",
+        "        run = _Run(block_of(applied + 1))\n        run.next = applied + 1\n",
+    ),
+    "terms_compared_beyond_the_commit_index": Break(
+        "pgraft.node.divergence", "        if message.index > committed:\n            return None\n", ""
+    ),
+    "terms_not_compared": Break(
+        "pgraft.node.divergence",
+        "        if own != term:\n            return Conflict",
+        "        if False:\n            return Conflict",
+        "tests/unit/node/test_node_diverged_nodes.py::test_a_mismatch_of_terms_is_seen_in_the_first_append",
+    ),
+    "checksums_not_compared": Break(
+        "pgraft.node.divergence",
+        "        if own == word.checksum:",
+        "        if True:",
+        "tests/unit/node/test_node_diverged_nodes.py::test_other_data_at_the_same_index_and_term",
+    ),
+    "older_blocks_not_compared": Break(
+        "pgraft.node.divergence",
+        "            if here != there:",
+        "            if False:",
+        "tests/unit/node/test_node_diverged_nodes.py::test_it_is_found_in_the_whole_kept_log_on_the_first_leader",
     ),
     # Storage
     "no_sync_of_a_batch": Break(

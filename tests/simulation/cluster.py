@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from pgraft.node.divergence import Diverged
 from pgraft.raft import InvariantViolation, StateType, VoteResult
 from pgraft.storage import StorageError
 from tests.simulation.checks import Checks, Violation
@@ -68,7 +69,7 @@ class Cluster:
                 while self.steps < steps:
                     self.next()
                 self._calm_down()
-            except (InvariantViolation, StorageError) as error:
+            except (InvariantViolation, StorageError, Diverged) as error:
                 raise Violation(f"{type(error).__name__}: {error}") from error
 
     def _begin(self) -> None:

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pgraft.node import checksums
+from pgraft.node.checksums import Checksums
 from pgraft.node.core import BootStorage
+from pgraft.node.divergence import Audit, conflict
+from pgraft.node.envelope import Digest
 from pgraft.node.lease import Lease
 from pgraft.node.membership import admitting
 from pgraft.node.quiet import Quiet
@@ -41,6 +45,7 @@ from pgraft.raft import (
 )
 from pgraft.raft.errors import ErrConfChange
 from pgraft.storage import Store, open_store
+from tests.simulation.checks import Violation
 from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
 from tests.simulation.profile import TICK_US
@@ -58,7 +63,11 @@ FROM_LEADER = frozenset((MSG_APP, MSG_HEARTBEAT, MSG_SNAP))
 TURNS_MAX = 64
 CALM_SYNC_US = 200
 WRITES_AT_ONCE = 16
+NS = 1000
+"""A microsecond in nanoseconds."""
 NO_HARD_STATE = HardState()
+checksums.BLOCK = 16
+"""Small blocks, so that a run has many of them."""
 BOOTSTRAP = 1
 """Index and term of the snapshot that the nodes of the initial cluster start from."""
 
@@ -67,6 +76,7 @@ class Envelope:
     """Messages of one turn for one peer, and the lease's round and echo around them."""
 
     __slots__ = (
+        "digest",
         "echo",
         "echo_term",
         "life",
@@ -90,6 +100,7 @@ class Envelope:
         self.echo = 0
         self.echo_term = 0
         self.promise = 0
+        self.digest: Digest | None = None
 
     def part(self, message: Message) -> Envelope:
         """One of its messages, on its own way."""
@@ -168,6 +179,8 @@ class Host:
         self.removed = False
         self.durable = self.store.hard_state
         self._resume()
+        self.sums = Checksums(self.store, self.applied)
+        self.audit = Audit(self.id, self.sums, self.timeout_us * NS)
         self.role = (self.raw.raft.term, self.raw.raft.lead, self.raw.raft.state)
         self.checks.started(self)
 
@@ -300,13 +313,33 @@ class Host:
             self.queues.setdefault(envelope.sender, [])
         if envelope.echo and raft.state is LEADER and envelope.echo_term == raft.term:
             self.lease.answer(envelope.sender, envelope.echo, envelope.promise)
+        if envelope.digest is not None:
+            self._hear_digest(envelope, envelope.digest)
+
+    def _hear_digest(self, envelope: Envelope, digest: Digest) -> None:
+        raft, now_ns = self.raw.raft, self.local(self.cluster.now) * NS
+        if raft.state is LEADER:
+            if digest.asks:
+                self.audit.asked(envelope.sender, digest)
+        elif raft.lead == envelope.sender and raft.term == envelope.term:
+            self.audit.follow(raft.lead, raft.term)
+            self.audit.hear(digest, now_ns)
+            self.cluster.counts["digests_heard"] += 1
+            self.cluster.counts["blocks_answered"] += bool(digest.answers)
 
     def step(self, message: Message) -> None:
-        """One message to the core; it may refuse it."""
+        """One message to the core; it may refuse it. No true leader differs in what is committed."""
+        raft = self.raw.raft
+        committed = raft.raft_log.committed
         try:
             self.raw.step(message)
         except RaftError:
             self.cluster.counts["refused"] += 1
+            return
+        if message.type in FROM_LEADER and raft.lead == message.from_ and raft.term == message.term:
+            found = conflict(raft.raft_log, committed, message)
+            if found is not None:
+                raise Violation(f"node {self.id}: {found}, {message}")
 
     # --- a turn ---------------------------------------------------------------------------------------
 
@@ -326,6 +359,9 @@ class Host:
             self.checks.ready(self, ready)
             self._notice_role()
             take(ready)
+        self.audit.poll(self.local(self.at) * NS)
+        if self.audit.suspects:
+            raise Violation(f"node {self.id} takes its log for another one than its leader's")
         self._flush()
         self.busy_until = self.at
         self.checks.after(self)
@@ -438,6 +474,7 @@ class Host:
         known = self.checks.conf_at(place.index)
         self.widened = known is not None and known != place.conf_state
         self.machine.load(snapshot.data)
+        self.audit.restored(place.index)
         self.checks.installed(self, place.index)
         self._note_membership()
 
@@ -462,6 +499,8 @@ class Host:
 
     def _apply(self, entries: list[Entry]) -> None:
         checks, machine = self.checks, self.machine
+        if entries:
+            self.sums.extend(entries)
         for entry in entries:
             checks.applied(self, entry)
             self.applied = index = entry.index
@@ -505,6 +544,7 @@ class Host:
         if role == self.role:
             return
         (old_term, _, old_state), self.role = self.role, role
+        self.audit.follow(raft.lead, raft.term)
         led, leads = old_state is LEADER, raft.state is LEADER
         if led and (not leads or raft.term != old_term):
             self.lease.end()
@@ -551,7 +591,13 @@ class Host:
             if echo is not None:
                 envelope.echo, envelope.echo_term = echo
                 envelope.promise = self.promise_us
+            envelope.digest = self._digest(to, messages, local * NS)
             self.cluster.send(envelope)
+
+    def _digest(self, to: int, messages: list[Message], now_ns: int) -> Digest | None:
+        if self.leads:
+            return self.audit.word(to) if any(m.type is MSG_HEARTBEAT for m in messages) else None
+        return self.audit.question(now_ns) if self.raw.raft.lead == to else None
 
     def _alone(self) -> bool:
         return self.raw.raft.trk.config.voters.ids() == {self.id}

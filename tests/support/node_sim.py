@@ -2,8 +2,9 @@
 
 There is no network process: what a node puts into its outbound ring is handed to the others here,
 over links that can be cut. Nothing that nodes say to each other may be turned away at the door of
-another: only a test that says hostile things itself sets `hostile`. Nodes can be killed (what they did
-not sync is on disk all the same, but their memory is gone), frozen and thawed. Commands go through the
+another: only a test that says hostile things itself sets `hostile`. No node may find that its log has
+diverged: only a test that makes it so sets `diverged`. Nodes can be killed (what they did not sync is on
+disk all the same, but their memory is gone), frozen and thawed. Commands go through the
 real command ring, as a backend's.
 """
 
@@ -30,6 +31,7 @@ from pgraft.shm.rings import RingWriter
 from pgraft.shm.segment import Segment
 from pgraft.storage import lock_data_dir
 from pgraft.storage.data_dir import LockedDir
+from pgraft.transport.handshake import superseded_refusal
 from pgraft.transport.records import (
     ENVELOPE_OFFSET,
     PREFIX_BYTES,
@@ -37,9 +39,11 @@ from pgraft.transport.records import (
     RecordKind,
     Refusal,
     RefusalCode,
+    RefusedStart,
     pack,
     prefix,
     unpack_prefix,
+    unpack_refused_start,
 )
 
 MS = 1_000_000
@@ -308,6 +312,8 @@ class SimNode:
         records, self.inbox = self.inbox, []
         commands = self.source.take(self.sim.now_ns)
         more = self.live.turn(records, commands, self.sim.now_ns)
+        if self.live.audit.suspects and not self.sim.diverged:
+            raise AssertionError(f"node {self.id} takes its log for another one than its leader's")
         self.due_ns = self.sim.now_ns if more else max(self.live.deadline_ns(), self.sim.now_ns)
 
     def wants_turn(self) -> bool:
@@ -329,11 +335,13 @@ class Sim:
         self.on_step: list[Callable[[], None]] = []
         self.drop: Callable[[int, int, bytes], bool] = lambda sender, to, envelope: False
         self.hostile = False
+        self.diverged = False
         self.turned_away = 0
         self._links: set[tuple[int, int]] = set()
         self._cut: set[frozenset[int]] = set()
         self._on_way: list[tuple[int, int, int, bytes]] = []
         self._refused_ns: dict[tuple[int, int], int] = {}
+        self._refused_starts: dict[tuple[int, int], RefusedStart] = {}
 
     # --- making ---------------------------------------------------------------------------------------
 
@@ -378,6 +386,10 @@ class Sim:
             if node_id in (one, other):
                 self._drop_link(one, other)
 
+    def unlink_pair(self, one: int, other: int) -> None:
+        """The connections between two nodes break, with what is on its way; new ones are made at once."""
+        self._drop_link(one, other)
+
     def _drop_link(self, one: int, other: int) -> None:
         pair = (min(one, other), max(one, other))
         if pair in self._links:
@@ -408,9 +420,7 @@ class Sim:
                 elif wanted and not barred:
                     self._links.add(pair)
                     for here, there in ((one, other), (other, one)):
-                        hello = PeerHello(
-                            there.live.roster.identity.member_id, there.config.address, there.config.port, 1
-                        )
+                        hello = _hello(there)
                         self._tell(here.id, pack(RecordKind.PEER_HELLO, there.id, hello))
                         self._tell(here.id, pack(RecordKind.PEER_CONNECTED, there.id))
 
@@ -420,16 +430,25 @@ class Sim:
 
     def _bars(self, judge: SimNode, guest: SimNode) -> bool:
         """Whether `judge` refuses `guest`, which it then hears, if it tries at all."""
-        block = judge.members
-        removed = guest.id in block.removed and not self._knows(judge, guest.id)
-        if not removed:
+        refusal = self._refusal(judge, guest)
+        if refusal is None:
             return False
         key = (judge.id, guest.id)
         if self._knows(guest, judge.id) and self.now_ns - self._refused_ns.get(key, 0) >= REFUSED_EVERY_NS:
             self._refused_ns[key] = self.now_ns
-            refusal = Refusal(RefusalCode.REMOVED, "it was removed")
             self._tell(guest.id, pack(RecordKind.REFUSED_BY_PEER, judge.id, refusal))
         return True
+
+    def _refusal(self, judge: SimNode, guest: SimNode) -> Refusal | None:
+        block, hello = judge.members, _hello(guest)
+        if guest.id in block.removed and not self._knows(judge, guest.id):
+            return Refusal(RefusalCode.REMOVED, "it was removed")
+        row = next((row for row in block.members if row.node_id == guest.id), None)
+        if row is not None and row.member_id == hello.member_id and hello.incarnation < row.incarnation:
+            return superseded_refusal(guest.id, hello.incarnation, row.incarnation)
+        refused = self._refused_starts.get((judge.id, guest.id))
+        is_refused = refused is not None and refused.start_id == hello.start.start_id
+        return refused.refusal if refused is not None and is_refused else None
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -472,6 +491,8 @@ class Sim:
     def _collect(self, node: SimNode) -> None:
         for record in node.reader.read(1 << 30):
             kind, to = unpack_prefix(record)
+            if kind == RecordKind.REFUSE_START:
+                self._refused_starts[node.id, to] = unpack_refused_start(record)
             if kind != RecordKind.MESSAGE or to not in self.nodes:
                 continue
             pair = (min(node.id, to), max(node.id, to))
@@ -515,6 +536,13 @@ class Sim:
     def followers(self, leader: SimNode) -> list[SimNode]:
         """All others."""
         return [node for node in self.nodes.values() if node is not leader]
+
+
+def _hello(node: SimNode) -> PeerHello:
+    """What the node's network process would say of it."""
+    identity, config = node.live.roster.identity, node.config
+    start = node.live.roster.start
+    return PeerHello(identity.member_id, config.address, config.port, 1, identity.incarnation, start)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def test_nothing_that_a_demo_names_is_removed_as_root(node: OneNode, victim: Pat
     assert victim.exists()
 
 
-@pytest.mark.parametrize("command", ["init", "status", "start", "force-new-cluster"])
+@pytest.mark.parametrize("command", ["init", "status", "start", "force-new-cluster", "adopt"])
 def test_no_program_that_a_data_directory_names_runs_as_root(node: OneNode, command: str) -> None:
     programs = Programs(node.root, USER)
     note = conffile.with_block("", {}, {"bindir": str(programs.bindir)})
@@ -266,6 +266,7 @@ def test_as_root_no_command_touches_what_the_user_could_have_written(node: OneNo
         (0, ["restart", *here]),
         (0, ["stop", *here]),
         (0, ["force-new-cluster", *here]),
+        (0, ["adopt", *here]),
         (0, ["demo", "up", "--nodes", "1", "--pg-config", pg_config(18), *demo]),
         (0, ["demo", "status", *demo]),
         (0, ["demo", "down", *demo]),

@@ -288,6 +288,8 @@ def test_it_says_in_one_line_why_it_does_not_start(node: OneNode, refused: Refus
     shutil.copytree(backup, left.raft)
     for path in (left.raft, *left.raft.rglob("*")):
         left._give(path)
+    assert "pgraft-launch adopt" in one_line(node.do("start"))
+    assert node.do("adopt", "--complete").returncode == 0
     assert node.do("start").returncode == 0
     _check(node)
 

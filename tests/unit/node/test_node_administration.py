@@ -145,7 +145,7 @@ def knows_disk_of(node: SimNode, other: SimNode) -> bool:
     """Whether this node remembers the other one with the disk that it has."""
     identity = load_identity(Path(other.config.data_dir))
     assert identity is not None
-    return load_peers(Path(node.config.data_dir))[other.id] == identity.member_id
+    return load_peers(Path(node.config.data_dir)).member_ids[other.id] == identity.member_id
 
 
 @pytest.mark.parametrize("compacts", [False, True])
@@ -208,7 +208,7 @@ def test_a_voter_that_was_removed_stays_barred_when_its_return_fails(sim: Sim) -
     sim.wait(again)
     assert again.outcome == Outcome.ERROR_STATE
     assert leader.members.removed == (gone.id,)
-    assert gone.id in load_peers(Path(leader.config.data_dir))
+    assert gone.id in load_peers(Path(leader.config.data_dir)).member_ids
 
 
 def test_a_node_moves_and_keeps_its_vote(sim: Sim) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pgraft.node import force
 from pgraft.node.force import force_new_cluster, survey
 from pgraft.shm.layout import Outcome
-from pgraft.storage import StorageError, Store, load_identity, load_peers, lock_data_dir
+from pgraft.storage import Peers, StorageError, Store, load_identity, load_peers, lock_data_dir
 from tests.support.node_sim import ELECTION_MS, Sim, SimNode, make_config
 from tests.unit.node.test_node_membership_changes import add, learners, remove, voters
 
@@ -107,16 +108,34 @@ def test_old_ids_stay_barred_for_every_disk(sim: Sim) -> None:
     survivor = five_with_a_tail(sim)
     data_dir = Path(survivor.config.data_dir)
     # One that was never met: nothing is known of its disk.
-    known = load_peers(data_dir)
+    known = load_peers(data_dir).member_ids
     absent = next(iter(known))
-    force.save_peers(data_dir, {node: member for node, member in known.items() if node != absent})
+    met = {node: member for node, member in known.items() if node != absent}
+    force.save_peers(data_dir, Peers(met))
     forced(sim, survivor)
     sim.wait_leader_of([survivor])
     others = {1, 2, 3, 4, 5} - {survivor.id}
     assert set(survivor.members.removed) == others
-    pinned = load_peers(data_dir)
+    pinned = load_peers(data_dir).member_ids
     assert set(pinned) == others
     assert pinned[absent] not in known.values()
+
+
+def test_a_copy_lives_where_it_was_forced(sim: Sim) -> None:
+    """One that waited to catch up has nobody left to catch up with."""
+    survivor = five_with_a_tail(sim)
+    data_dir = Path(survivor.config.data_dir)
+    found = load_identity(data_dir)
+    assert found is not None
+    assert found.place is not None
+    elsewhere = msgspec.structs.replace(found.place, inode=1)
+    copied = msgspec.structs.replace(found, place=elsewhere, incarnation=3, catching_up=True)
+    force.update_identity(data_dir, copied)
+    forced(sim, survivor)
+    assert sim.wait_leader_of([survivor]) is survivor
+    new = load_identity(data_dir)
+    assert new is not None
+    assert (new.place, new.incarnation, new.catching_up) == (found.place, 1, False)
 
 
 def test_a_learner_can_be_forced_too(sim: Sim) -> None:
@@ -172,7 +191,7 @@ def test_a_removal_that_is_not_committed_is_no_reason_to_refuse(
     assert (voters(survivor), learners(survivor)) == ((survivor.id,), ())
     membership = survivor.live.core.membership_log.current
     assert [(node.address, node.port) for node in membership.nodes] == [(place.address, place.port)]
-    assert set(membership.removed) == set(load_peers(data_dir)) == others
+    assert set(membership.removed) == set(load_peers(data_dir).member_ids) == others
     sim.wait(survivor.replicate(b"alone"))
     survivor.kill()
     with lock_data_dir(data_dir):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pgraft.node.boot import ConfigConflict, open_identity
 from pgraft.postgres.settings import Member
+from pgraft.storage import lock_data_dir
 from tests.support.node_sim import make_config
 
 MEMBERS = tuple(Member(number, f"node{number}", "127.0.0.1", 7000 + number) for number in (1, 2, 3))
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    """The directory of node 1, as its first start leaves it."""
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """The directory of node 1, as its first start leaves it, and locked."""
     tmp_path.chmod(0o700)
-    open_identity(make_config(tmp_path, 1, MEMBERS))
-    return tmp_path
+    with lock_data_dir(tmp_path):
+        open_identity(make_config(tmp_path, 1, MEMBERS))
+        yield tmp_path
 
 
 def test_it_is_made_once(data_dir: Path) -> None:

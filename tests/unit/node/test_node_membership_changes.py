@@ -387,10 +387,10 @@ def test_member_ids_of_members_are_remembered_and_only_those(sim: Sim) -> None:
     leader = sim.wait_leader()
     sim.join(4)
     sim.run(100)
-    assert set(load_peers(Path(leader.config.data_dir))) == {1, 2, 3} - {leader.id}
+    assert set(load_peers(Path(leader.config.data_dir)).member_ids) == {1, 2, 3} - {leader.id}
     sim.wait(add(leader, 4))
     sim.run(300)
-    assert set(load_peers(Path(leader.config.data_dir))) == {1, 2, 3, 4} - {leader.id}
+    assert set(load_peers(Path(leader.config.data_dir)).member_ids) == {1, 2, 3, 4} - {leader.id}
 
 
 def test_a_follower_far_behind_gets_the_snapshot_and_every_kept_entry(sim: Sim) -> None:

@@ -204,7 +204,7 @@ def test_rows_in_id_order_with_what_is_known() -> None:
 def test_ages_in_the_table() -> None:
     board = board_of(1)
     board.hear(NodeStatus(2), 100 * MS)
-    own, other = board.table(NodeStatus(1, age_ms=0), 350 * MS)
+    own, other = board.table(NodeStatus(1, age_ms=0), lambda _: 1, 350 * MS)
     assert (own.node_id, own.age_ms) == (1, 0)
     assert (other.node_id, other.age_ms) == (2, 250)
 
@@ -217,7 +217,7 @@ def test_strangers_push_no_member_off_the_board_and_stand_in_no_table() -> None:
     assert board.heard_ns(2) == 1
     assert board.heard_ns(1000) == 0
     assert board.heard_ns(1000 + 3 * HEARD_MAX - 1) > 0, "who speaks may be a leader not known yet"
-    assert [row.node_id for row in board.table(NodeStatus(1), 999)] == [1, 2]
+    assert [row.node_id for row in board.table(NodeStatus(1), lambda _: 1, 999)] == [1, 2]
 
 
 # --- outbox --------------------------------------------------------------------------------------------

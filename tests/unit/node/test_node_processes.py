@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pgraft.shm.layout import CommandKind, Outcome, WorkerState
+from pgraft.storage import load_identity, update_identity
 from tests.support.node_processes import ProcessCluster, ProcessNode, process_cluster, wait_until
 
 ELECTION_MS = 500
@@ -115,3 +117,28 @@ def test_a_single_nodes_lease_ends_with_its_worker(tmp_path: Path) -> None:
         replicate(node, b"one")
         assert node.stop() == [0, 0]
         assert node.segment.worker["lease_end_ns"] == 0
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_worker_refuses_a_directory_from_another_machine(tmp_path: Path, stale: bool) -> None:
+    """Also where something else than pgraft-launch has started it; a supervisor does not try it again."""
+    with process_cluster(tmp_path, 1, election_timeout_ms=ELECTION_MS, heartbeat_interval_ms=50) as cluster:
+        node = cluster.nodes[0]
+        cluster.wait_leader()
+        assert node.stop() == [0, 0]
+        found = load_identity(node.dir)
+        assert found is not None
+        assert found.place is not None
+        away = msgspec.structs.replace(found.place, machine="the other one")
+        update_identity(node.dir, msgspec.structs.replace(found, place=away))
+        if stale:
+            # The run directory came with the copy, and speaks of the original's directory.
+            config = msgspec.structs.replace(node.config, data_dir="/srv/elsewhere")
+            (node.dir / "run" / "node.json").write_bytes(msgspec.json.encode(config))
+        before = (node.dir / "identity").read_bytes()
+        node.start_worker()
+        assert node.worker is not None
+        assert node.worker.wait(15) == 3
+        text = (node.dir / "log").read_text()
+        assert ("node.json is of /srv/elsewhere" if stale else "it belongs to machine the other one") in text
+        assert (node.dir / "identity").read_bytes() == before

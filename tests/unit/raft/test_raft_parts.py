@@ -344,3 +344,24 @@ def test_messages_leave_with_the_right_term_and_not_to_ourselves() -> None:
         r.send(Message(type=M.MsgApp, to=2, term=1))
     with pytest.raises(InvariantViolation, match="to ourselves"):
         r.send(Message(type=M.MsgHeartbeat, to=1))
+
+
+def test_a_follower_that_comes_back_with_another_log_is_begun_anew() -> None:
+    storage = MemoryStorage()
+    storage.initial_state = lambda: (HardState(), ConfState((1, 2)))  # type: ignore[method-assign]
+    node = RawNode(make_config(storage=storage))
+    r = node.raft
+    node.report_another_log(2)
+    assert r.trk.progress[2].match == 0, "nothing to forget for a follower"
+    r.become_candidate()
+    r.become_leader()
+    progress = r.trk.progress[2]
+    last = r.raft_log.last_index()
+    progress.maybe_update(last)
+    progress.become_replicate()
+    node.report_another_log(1)
+    node.report_another_log(9)
+    assert progress.match == last
+    node.report_another_log(2)
+    assert (progress.match, progress.next, progress.state) == (0, last + 1, ProgressState.StateProbe)
+    assert progress.maybe_decr_to(last, 0), "what it had acknowledged may be rejected now"

@@ -39,7 +39,15 @@ def test_a_status_comes_out_as_it_went_in(segment: Segment) -> None:
 
 def test_members_come_out_as_they_went_in(segment: Segment) -> None:
     members = tuple(
-        MemberRow(number, "h" * (number * 4), 7000 + number, number % 2 == 0, number % 3 == 0, 2**64 - number)
+        MemberRow(
+            number,
+            "h" * (number * 4),
+            7000 + number,
+            number % 2 == 0,
+            number % 3 == 0,
+            2**64 - number,
+            number,
+        )
         for number in range(1, layout.MEMBERS_MAX + 1)
     )
     removed = tuple(range(1000, 1000 + layout.REMOVED_MAX))

@@ -14,6 +14,7 @@ from pgraft.raft.types import Entry, HardState
 from pgraft.storage import (
     DamagedLog,
     Identity,
+    Peers,
     create_identity,
     files,
     load_identity,
@@ -33,7 +34,7 @@ SEGMENT_BYTES = 4096
 def _life(data_dir: Path, seed: int) -> State:
     """A directory with everything in it: identity, peers, a snapshot, several log files."""
     create_identity(data_dir, IDENTITY)
-    save_peers(data_dir, {1: 11, 3: 33})
+    save_peers(data_dir, Peers({1: 11, 3: 33}, {3: 2}))
     store = open_store(data_dir, segment_bytes=SEGMENT_BYTES)
     model = Model(random.Random(seed), data_bytes_max=900)
     while not model.snapshot.metadata.index or len(list((data_dir / "raft").glob("log-*"))) < 3:
@@ -45,7 +46,7 @@ def _life(data_dir: Path, seed: int) -> State:
     return state
 
 
-def _found(data_dir: Path) -> tuple[Identity | None, dict[int, int], State]:
+def _found(data_dir: Path) -> tuple[Identity | None, Peers, State]:
     """What a start reads, everything of it."""
     identity, peers = load_identity(data_dir), load_peers(data_dir)
     store = open_store(data_dir, segment_bytes=SEGMENT_BYTES)
@@ -81,7 +82,7 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(data_dir: Path, seed: int,
                 assert error.offset is not None, f"{path.name} {offset}: {error}"
                 assert error.hint, f"{path.name} {offset}: {error}"
             else:
-                assert (identity, peers) == (IDENTITY, {1: 11, 3: 33}), f"{path.name} {offset}"
+                assert (identity, peers) == (IDENTITY, Peers({1: 11, 3: 33}, {3: 2})), f"{path.name} {offset}"
                 assert found.entries == state.entries, f"{path.name} {offset}"
                 assert found.snapshot == state.snapshot, f"{path.name} {offset}"
                 assert found.hard_state.term >= state.hard_state.term - 1, f"{path.name} {offset}"
@@ -124,11 +125,11 @@ def test_every_crash_around_identity_and_peers(tmp_path: Path, monkeypatch: Any)
     life.mkdir()
     disk = RecordingDisk(life, monkeypatch)
     identities: list[tuple[int, Identity | None]] = [(0, None)]
-    peers: list[tuple[int, dict[int, int]]] = [(0, {})]
+    peers: list[tuple[int, Peers]] = [(0, Peers())]
     create_identity(life, IDENTITY)
     identities.append((len(disk.calls), IDENTITY))
     for number in range(3):
-        known = {node: node * 11 for node in range(1, number + 2)}
+        known = Peers({node: node * 11 for node in range(1, number + 2)}, {1: number + 1})
         save_peers(life, known)
         peers.append((len(disk.calls), known))
         changed = msgspec.structs.replace(IDENTITY, formed=True, election_timeout_ms=1000 + number)
@@ -145,8 +146,8 @@ def test_every_crash_around_identity_and_peers(tmp_path: Path, monkeypatch: Any)
             assert load_peers(root) in _allowed(peers, calls), (calls, number)
             # What a crash left aside is in nobody's way.
             update_identity(root, IDENTITY)
-            save_peers(root, {7: 7})
-            assert (load_identity(root), load_peers(root)) == (IDENTITY, {7: 7})
+            save_peers(root, Peers({7: 7}))
+            assert (load_identity(root), load_peers(root)) == (IDENTITY, Peers({7: 7}))
             assert not list(root.glob(f"*{files.TEMPORARY_SUFFIX}"))
 
 

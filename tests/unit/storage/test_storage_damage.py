@@ -13,6 +13,7 @@ import pytest
 from pgraft.raft.types import ConfState, Entry, HardState, Snapshot, SnapshotMetadata
 from pgraft.storage import (
     DamagedLog,
+    Peers,
     StorageError,
     Store,
     create_identity,
@@ -97,7 +98,7 @@ def test_damage_in_the_header_of_a_file(data_dir: Path) -> None:
 def test_another_format_version_is_no_damage(data_dir: Path, kind: str) -> None:
     """Whoever goes back to an older pgraft must not be told to empty the directory."""
     create_identity(data_dir, IDENTITY)
-    save_peers(data_dir, {1: 2})
+    save_peers(data_dir, Peers({1: 2}))
     it = opened(data_dir)
     it.bootstrap(Snapshot(data=b"", metadata=SnapshotMetadata(ConfState((1,)), 1, 1)))
     it.close()

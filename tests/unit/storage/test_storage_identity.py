@@ -15,6 +15,7 @@ from pgraft.storage import (
     DamagedLog,
     DataDirLocked,
     Identity,
+    Peers,
     StorageError,
     create_identity,
     files,
@@ -54,7 +55,7 @@ def test_identity_is_made_once_and_changed_as_a_whole(data_dir: Path) -> None:
 @pytest.mark.parametrize("failing", ["write_at", "sync_file", "rename"])
 def test_a_failed_change_leaves_the_old_one(data_dir: Path, monkeypatch: Any, failing: str) -> None:
     create_identity(data_dir, IDENTITY)
-    save_peers(data_dir, {1: 11})
+    save_peers(data_dir, Peers({1: 11}))
 
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -63,10 +64,10 @@ def test_a_failed_change_leaves_the_old_one(data_dir: Path, monkeypatch: Any, fa
     with pytest.raises(StorageError, match="could not write the identity file: No space left"):
         update_identity(data_dir, msgspec.structs.replace(IDENTITY, formed=True))
     with pytest.raises(StorageError):
-        save_peers(data_dir, {})
+        save_peers(data_dir, Peers())
     monkeypatch.undo()
     assert load_identity(data_dir) == IDENTITY
-    assert load_peers(data_dir) == {1: 11}
+    assert load_peers(data_dir) == Peers({1: 11})
     update_identity(data_dir, msgspec.structs.replace(IDENTITY, formed=True))
 
 
@@ -99,17 +100,17 @@ def test_an_identity_that_is_gone_is_not_made_anew(data_dir: Path) -> None:
 
 
 def test_peers_are_remembered(data_dir: Path) -> None:
-    assert load_peers(data_dir) == {}
-    peers = {node: new_member_id() for node in range(1, 65)}
+    assert load_peers(data_dir) == Peers()
+    peers = Peers({node: new_member_id() for node in range(1, 65)}, {3: 2})
     save_peers(data_dir, peers)
     assert load_peers(data_dir) == peers
-    assert all(0 < member < 2**64 for member in peers.values())
+    assert all(0 < member < 2**64 for member in peers.member_ids.values())
 
 
 @pytest.mark.parametrize("name", ["identity", "peers"])
 def test_damage_is_found(data_dir: Path, name: str) -> None:
     create_identity(data_dir, IDENTITY)
-    save_peers(data_dir, {1: 2, 3: 4})
+    save_peers(data_dir, Peers({1: 2, 3: 4}, {3: 2}))
     path = data_dir / name
     whole = path.read_bytes()
     for offset in range(len(whole)):

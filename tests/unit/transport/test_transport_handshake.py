@@ -10,7 +10,7 @@ import pytest
 from pgraft.transport import handshake
 from pgraft.transport.framing import PROTOCOL_VERSION, RemoteViolation, ViolationKind
 from pgraft.transport.handshake import Hello, Local, Refused, Remembered, Welcome
-from pgraft.transport.records import NetIdentity, RefusalCode
+from pgraft.transport.records import NetIdentity, Refusal, RefusalCode, WorkerStart
 
 LIST = "node1=a:1,node2=b:2"
 
@@ -77,6 +77,42 @@ def test_known_node_with_another_member_id() -> None:
     assert refusal.code == RefusalCode.MEMBER_ID_CHANGED
     assert "pgraft_remove_node(2)" in refusal.hint
     assert "new node id" in refusal.hint
+
+
+SHORTER = Refusal(RefusalCode.SHORTER_LOG, "less than it had")
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "remembered", "code"),
+    [
+        (1, Remembered(102), None),
+        (2, Remembered(102, incarnation=2), None),
+        (3, Remembered(102, incarnation=2), None),
+        (1, Remembered(102, incarnation=2), RefusalCode.SUPERSEDED),
+        (2 + 1024, Remembered(102, incarnation=2), None),
+        (3 + 1024, Remembered(102, incarnation=2), RefusalCode.INCARNATION_JUMP),
+        (1026, Remembered(), RefusalCode.INCARNATION_JUMP),
+        (9, Remembered(55, incarnation=2), RefusalCode.MEMBER_ID_CHANGED),
+        (1, Remembered(102, refused_start=7, refusal=SHORTER), None),
+        (1, Remembered(102, refused_start=5, refusal=SHORTER), RefusalCode.SHORTER_LOG),
+        (2, Remembered(102, incarnation=3, refused_start=5, refusal=SHORTER), RefusalCode.SUPERSEDED),
+    ],
+)
+def test_older_states_of_a_member(incarnation: int, remembered: Remembered, code: RefusalCode | None) -> None:
+    two = local(2, incarnation=incarnation, start=WorkerStart(5, 1, 1))
+    assert judge(hello_from(two), remembered=remembered) is code
+    refusal = handshake.judge_welcome(two.welcome(PROTOCOL_VERSION), local(), 2, remembered)
+    assert (RefusalCode(refusal.code) if refusal else None) is code
+
+
+def test_the_release_before_tells_no_incarnation() -> None:
+    fields = msgspec.to_builtins(hello_from(local(2)))
+    for name in ("incarnation", "start"):
+        del fields[name]
+    hello = handshake.decode_hello(memoryview(msgspec.msgpack.encode(fields)))
+    assert (hello.incarnation, hello.start) == (1, WorkerStart())
+    assert judge(hello, remembered=Remembered(102)) is None
+    assert judge(hello, remembered=Remembered(102, incarnation=2)) is RefusalCode.SUPERSEDED
 
 
 def test_removed_node() -> None:
@@ -171,6 +207,10 @@ def test_words_come_back_as_they_were() -> None:
         {"min_version": 9},
         {"cluster_id": 5},
         {"formed": "yes"},
+        {"incarnation": 0},
+        {"incarnation": 2**32 + 1},
+        {"start": [1, 2**62 + 1, 1]},
+        {"start": [1, 1, -1]},
     ],
 )
 def test_fields_out_of_range(changes: dict[str, object]) -> None:

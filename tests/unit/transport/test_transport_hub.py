@@ -181,7 +181,7 @@ def test_a_second_live_instance_is_refused(world: World, capfd: pytest.CaptureFi
     world.run(lambda: RefusalCode.DUPLICATE in copy.refusals(1))
     assert one.counters.connections == 2
     lines = capfd.readouterr().err
-    assert lines.count("must not be copied") >= 2
+    assert lines.count("One node has one pgraft.data_dir") >= 2
 
 
 def test_a_silent_first_instance_gives_way_after_an_election_timeout(world: World) -> None:
@@ -272,6 +272,131 @@ def test_the_instance_at_the_members_address_throws_a_copy_out(world: World) -> 
     two.identify()
     one.members(one, two)
     world.run(lambda: RefusalCode.DUPLICATE in copy.refusals(1))
+
+
+# --- older copies ---------------------------------------------------------------------------------------
+
+
+def test_an_adopted_copy_takes_the_place_of_a_living_one(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On the connections that stand, in both directions; and the older one is not let in again."""
+    one, two = world.pair()
+    copy = world.node(2).identify(incarnation=2)
+    copy.members(one, copy)
+    world.run(lambda: copy.counters.connections == 1 and RefusalCode.SUPERSEDED in two.refusals(1))
+    assert copy.refusals(1) == []
+    hellos = [records.unpack_peer_hello(bytes(16) + body) for body in one.got(RecordKind.PEER_HELLO, 2)]
+    assert [hello.incarnation for hello in hellos][-1] == 2
+    kinds = [kind for kind, node_id, _ in one.ring.put_records if node_id == 2]
+    assert kinds.index(RecordKind.PEER_DISCONNECTED) < len(kinds) - 1, "the older one is out first"
+    two.hub.send(1, [b"of the older one"])
+    copy.hub.send(1, [b"of the newer one"])
+    world.run(lambda: one.got(RecordKind.MESSAGE, 2) == [b"of the newer one"])
+    one.hub.send(2, [b"for the newer one"])
+    world.run(lambda: copy.got(RecordKind.MESSAGE, 1) == [b"for the newer one"])
+    world.run_for(0.3)
+    assert two.got(RecordKind.MESSAGE, 1) == []
+    assert one.counters.connections == 1
+    lines = capfd.readouterr().err
+    assert "this one is an older copy" in lines
+    assert "Reason: superseded." in lines
+    assert "refuses this node" in lines
+
+
+def test_a_frozen_original_is_refused_on_every_connection_when_it_wakes(world: World) -> None:
+    one, two = world.pair()
+    world.freeze(two)
+    copy = world.node(2).identify(incarnation=2)
+    copy.members(one, copy)
+    world.run(lambda: copy.counters.connections == 1)
+    two.hub.send(1, [b"written before it woke"])
+    world.thaw(two)
+    world.run(lambda: RefusalCode.SUPERSEDED in two.refusals(1))
+    assert one.got(RecordKind.MESSAGE, 2) == []
+
+
+def test_the_newer_one_at_the_members_address_throws_the_older_out(world: World) -> None:
+    one, two = world.node(1).identify(), world.node(2)
+    one.members(one, PeerAddress(2, "127.0.0.1", 1))  # two cannot be reached
+    original = world.node(2).identify()
+    original.members(one, original)
+    world.run(lambda: one.counters.connections == 1)
+    two.identify(incarnation=2)
+    one.members(one, two)
+    world.run(lambda: RefusalCode.SUPERSEDED in original.refusals(1))
+
+
+def test_what_the_worker_heard_of_ends_connections_too(world: World) -> None:
+    one, two = world.pair()
+    one.members(one, PeerAddress(2, "127.0.0.1", two.port, 0x1002, incarnation=3))
+    world.run(lambda: RefusalCode.SUPERSEDED in two.refusals(1) and one.counters.connections == 0)
+    again = world.stranger(one)
+    again.hello(hello_of(2, 1, incarnation=2))
+    assert refused_code(again) is RefusalCode.SUPERSEDED
+    newest = world.stranger(one)
+    newest.hello(hello_of(2, 1, incarnation=3))
+    newest.wait_frame(FrameType.WELCOME)
+
+
+def test_one_that_waited_meanwhile_is_judged_by_what_is_known_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = world.pair()
+    monkeypatch.setattr(one.hub, "_probe_ms", 60_000.0)
+    world.freeze(two)
+    waiting = world.stranger(one)
+    waiting.hello(hello_of(2, 1, instance_id=5))
+    world.run_for(0.05)
+    assert waiting.frames == []
+    newest = world.stranger(one)
+    newest.hello(hello_of(2, 1, instance_id=6, incarnation=2))
+    newest.wait_frame(FrameType.WELCOME)
+    assert refused_code(waiting) is RefusalCode.SUPERSEDED
+
+
+def test_an_incarnation_far_beyond_is_not_believed(world: World) -> None:
+    one, _two = world.pair()
+    garbled = world.stranger(one)
+    garbled.hello(hello_of(2, 1, incarnation=1 + 1024 + 1))
+    assert refused_code(garbled) is RefusalCode.INCARNATION_JUMP
+    assert one.counters.connections == 2
+    far = world.stranger(one)
+    far.hello(hello_of(2, 1, incarnation=1 + 1024))
+    far.wait_frame(FrameType.WELCOME)
+
+
+def test_a_new_worker_greets_everybody_anew(world: World) -> None:
+    """What it found on its disk is in its hello."""
+    one, two = world.pair()
+    two.identify(start=records.WorkerStart(5, 6, 7))
+
+    def heard() -> list[records.WorkerStart]:
+        hellos = [records.unpack_peer_hello(bytes(16) + body) for body in one.got(RecordKind.PEER_HELLO, 2)]
+        return [hello.start for hello in hellos]
+
+    world.run(lambda: heard().count(records.WorkerStart(5, 6, 7)) == 2)
+    before = len(heard())
+    two.identify(start=records.WorkerStart(5, 6, 7))
+    world.run_for(0.2)
+    assert len(heard()) == before
+
+
+def test_a_start_that_the_worker_refuses(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    one, two = world.pair()
+    two.identify(start=records.WorkerStart(5, 6, 7))
+    world.run(lambda: one.counters.connections == 2 and two.counters.connections == 2)
+    refusal = records.Refusal(RefusalCode.SHORTER_LOG, "it comes back with less", "Remove it.")
+    one.hub.refuse_start(2, records.RefusedStart(5, refusal))
+    world.run(lambda: RefusalCode.SHORTER_LOG in two.refusals(1) and one.counters.connections == 0)
+    again = world.stranger(one)
+    again.hello(hello_of(2, 1, start=records.WorkerStart(5, 6, 7)))
+    assert refused_code(again) is RefusalCode.SHORTER_LOG
+    two.identify(start=records.WorkerStart(8, 6, 70))
+    world.run(lambda: one.counters.connections == 2)
+    lines = capfd.readouterr().err
+    assert "refused node 2 at 127.0.0.1" in lines
+    assert "Reason: shorter_log." in lines
 
 
 # --- hostile and broken input -----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pgraft.transport.limits import (
     INCOMING_MAX,
     LOG_LINES_PER_MINUTE_MAX,
     LOG_SUBJECTS_MAX,
+    REFUSED_STARTS_MAX,
     RESOLVER_THREADS_MAX,
     UNKNOWN_PEERS_MAX,
 )
@@ -33,6 +34,8 @@ from pgraft.transport.records import (
     RecordMalformed,
     Refusal,
     RefusalCode,
+    RefusedStart,
+    WorkerStart,
 )
 from pgraft.transport.resolver import Resolver
 
@@ -160,17 +163,41 @@ def member(node_id: int, member_id: int = 0) -> dict[int, PeerAddress]:
 def test_first_seen_wins_until_the_worker_says() -> None:
     directory = Directory()
     directory.update(member(2), frozenset())
-    directory.learn(2, 5)
-    directory.learn(2, 6)
-    assert directory.remembered(2) == Remembered(5)
+    directory.learn(2, 5, 3)
+    assert directory.remembered(2) == Remembered(5, incarnation=3)
+    directory.learn(2, 5, 2)
+    directory.learn(2, 6, 4)
+    assert directory.remembered(2) == Remembered(5, incarnation=3), "nor a lower one, nor another disk's"
     directory.update(member(2, 7), frozenset())
-    assert directory.remembered(2) == Remembered(7)
+    assert directory.remembered(2) == Remembered(7), "the incarnation of another disk"
+    directory.learn(2, 7, 4)
+    assert directory.remembered(2) == Remembered(7, incarnation=4)
+    directory.update({2: PeerAddress(2, "a", 1, 7, incarnation=6)}, frozenset())
+    assert directory.remembered(2) == Remembered(7, incarnation=6), "the worker heard of a higher one"
+
+
+def test_a_learner_may_come_with_another_disk_in_any_incarnation() -> None:
+    directory = Directory()
+    directory.update({2: PeerAddress(2, "a", 1, is_learner=True)}, frozenset())
+    directory.learn(2, 5, 3)
+    assert directory.remembered(2) == Remembered()
+
+
+def test_one_start_of_a_peer_is_refused_until_the_next() -> None:
+    directory = Directory()
+    refusal = Refusal(RefusalCode.SHORTER_LOG, "less than it had")
+    for node_id in range(1, REFUSED_STARTS_MAX + 2):
+        directory.refuse_start(node_id, RefusedStart(77, refusal))
+    assert directory.remembered(2) == Remembered(refused_start=77, refusal=refusal)
+    assert directory.remembered(1) == Remembered(), "they are bounded"
+    directory.refuse_start(2, RefusedStart(78, refusal))
+    assert directory.remembered(2).refused_start == 78
 
 
 def test_leaving_and_coming_back_forgets() -> None:
     directory = Directory()
     directory.update(member(2), frozenset())
-    directory.learn(2, 5)
+    directory.learn(2, 5, 1)
     directory.update({}, frozenset({2}))
     assert directory.remembered(2) == Remembered(0, removed=True)
     directory.update(member(2), frozenset({2}))
@@ -180,7 +207,7 @@ def test_leaving_and_coming_back_forgets() -> None:
 def test_strangers_are_bounded_and_forgotten() -> None:
     directory = Directory()
     for number in range(1, 1000):
-        directory.learn(number, 5)
+        directory.learn(number, 5, 1)
     assert directory.remembered(UNKNOWN_PEERS_MAX).member_id == 5
     assert directory.remembered(UNKNOWN_PEERS_MAX + 1).member_id == 0
     directory.forget_stranger(1)
@@ -265,14 +292,16 @@ def test_an_answer_is_kept_while_the_name_cannot_be_resolved(
 
 
 def test_records_come_back_as_they_were() -> None:
-    identity = NetIdentity("c", 1, 2**64 - 1, "list", "new", True, 1000)
+    identity = NetIdentity("c", 1, 2**64 - 1, "list", "new", True, 1000, 3, WorkerStart(2**64 - 1, 4, 5))
     raw = records.pack(RecordKind.IDENTITY, 1, identity)
     assert records.unpack_prefix(raw) == (RecordKind.IDENTITY, 1)
     assert records.unpack_identity(raw) == identity
-    hello = PeerHello(5, "host", 7001, 9)
+    hello = PeerHello(5, "host", 7001, 9, 2, WorkerStart(6, 7, 8))
     assert records.unpack_peer_hello(records.pack(RecordKind.PEER_HELLO, 2, hello)) == hello
     refusal = Refusal(RefusalCode.REMOVED, "text", "hint")
     assert records.unpack_refusal(records.pack(RecordKind.REFUSED_BY_PEER, 2, refusal)) == refusal
+    refused = RefusedStart(9, refusal)
+    assert records.unpack_refused_start(records.pack(RecordKind.REFUSE_START, 2, refused)) == refused
     raw = records.pack(RecordKind.MESSAGE, 2, b"body")
     assert raw == records.prefix(RecordKind.MESSAGE, 2) + b"body"
 
@@ -281,6 +310,11 @@ def test_records_come_back_as_they_were() -> None:
 def test_malformed_records(raw: bytes) -> None:
     with pytest.raises(RecordMalformed):
         records.unpack_prefix(raw[:15])
-    for unpack in (records.unpack_identity, records.unpack_peer_hello, records.unpack_refusal):
+    for unpack in (
+        records.unpack_identity,
+        records.unpack_peer_hello,
+        records.unpack_refusal,
+        records.unpack_refused_start,
+    ):
         with pytest.raises(RecordMalformed):
             unpack(raw)
