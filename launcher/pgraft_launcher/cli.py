@@ -227,7 +227,7 @@ def _restart(args: argparse.Namespace) -> int:
     else:
         progress.say("the node is not running, starting it anyway")
     start.start(
-        found,
+        found.as_configured(),
         settings,
         start.StartOptions(log=log, wait=args.wait, timeout_s=args.timeout, progress=progress),
     )

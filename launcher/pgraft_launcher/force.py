@@ -33,6 +33,7 @@ def force(found: Node, settings: Reader, *, accepted: bool, progress: Progress) 
     from pgraft.node.membership import MembershipError  # heavy, and every other command does without
     from pgraft.storage import StorageError, lock_data_dir
 
+    found.refuse_other()
     if stop.is_running(found):
         raise LaunchError(f"the node in {found.config_dir} is running", hint="pgraft-launch stop it first")
     data_dir = Path(found.data_dir)
