@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from pgraft.log import bound_lines, log
+from pgraft.ownfile import ForeignFile
+from pgraft.postgres.nodefile import ConfigUnreadable, read_config
 from pgraft.postgres.settings import NodeConfig
 from pgraft.shm import layout
 from pgraft.shm.blocks import BlockUnreadable, read_members
 from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL, Bell, BellListener
-from pgraft.shm.segment import Segment, SegmentError, attach
+from pgraft.shm.place import SegmentError
+from pgraft.shm.segment import Segment, attach
 from pgraft.transport import records
 from pgraft.transport.connection import Wire
 from pgraft.transport.directory import PeerAddress
@@ -278,15 +279,10 @@ _DEBUG = layout.WORKER_WORDS["debug"]
 
 def load_config(data_dir: Path) -> NodeConfig:
     """What the supervisor wrote for this node. Raises ConfigError naming the file."""
-    path = data_dir / "run" / "node.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=NodeConfig)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}", "Start the node with pgraft-launch."
-        ) from error
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is not a node's configuration: {error}") from error
+        return read_config(data_dir)
+    except ConfigUnreadable as error:
+        raise ConfigError(str(error), "Start the node with pgraft-launch.") from error
 
 
 def _bind(config: NodeConfig) -> list[socket.socket]:
@@ -304,6 +300,16 @@ def _attach(config: NodeConfig) -> Segment:
         return attach(config.segment_name)
     except SegmentError as error:
         raise ConfigError(str(error), "Start the node with pgraft-launch.") from error
+
+
+def _make_worker(config: NodeConfig, segment: Segment) -> NetworkWorker:
+    try:
+        return NetworkWorker(config, segment)
+    except ForeignFile as error:
+        raise ConfigError(
+            f"{error.filename} is not used: it {error.strerror}",
+            "Remove it, and restart this node with pgraft-launch restart, which makes another.",
+        ) from error
 
 
 class CertificateExpired(ConfigError):
@@ -368,10 +374,10 @@ def main(arguments: list[str]) -> int:
         tls = _tls_at_start(config) if config.ssl_enabled else None
         sockets = _bind(config)
         segment = _attach(config)
+        worker = _make_worker(config, segment)
     except ConfigError as error:
         log("FATAL", str(error), hint=error.hint)
         return EXIT_CONFIG
-    worker = NetworkWorker(config, segment)
     worker.hub.shared.tls = tls
     worker.start(sockets)
     # What is here stays: later collections need not walk it, which took milliseconds of a commit.

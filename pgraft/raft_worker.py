@@ -16,8 +16,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
-
 from pgraft.log import bound_lines, log
 from pgraft.node import answers
 from pgraft.node.boot import (
@@ -32,11 +30,14 @@ from pgraft.node.disk_watch import DiskStalled, DiskWatch
 from pgraft.node.divergence import Diverged
 from pgraft.node.membership import MembershipError
 from pgraft.node.node import Node
+from pgraft.ownfile import ForeignFile
+from pgraft.postgres.nodefile import ConfigUnreadable, read_config
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import InvariantViolation
 from pgraft.shm.doorbell import WORKER_BELL, BellListener, ring_fd
 from pgraft.shm.layout import CommandKind, Sleep, WorkerState, Yields
-from pgraft.shm.segment import Segment, SegmentError, attach
+from pgraft.shm.place import SegmentError
+from pgraft.shm.segment import Segment, attach
 from pgraft.shm.words import now_ns
 from pgraft.storage import DataDirLocked, StorageError, lock_data_dir, read_mark, write_mark
 
@@ -48,6 +49,7 @@ HAND_OVER_MS_MAX = 1000
 IDLE_WAKE_MS = 200
 """How often a worker that takes no part looks whether its segment still counts."""
 START_STALL_HINT = "Check the disk and the kernel's log; the node goes on starting when the disk answers."
+RUN_DIR_HINT = "Remove it, and restart this node with pgraft-launch restart, which makes another."
 STALL_HINT = "Check the disk and the kernel's log, then restart this node with pgraft-launch restart."
 _MS = 1_000_000
 _FAILURES = (StorageError, DiskStalled, InvariantViolation, MembershipError)
@@ -355,15 +357,18 @@ def _raise_file_limit(slots: int) -> None:
 
 
 def _main(data_dir: Path) -> int:
-    node_json = data_dir / "run" / "node.json"
     try:
-        config = msgspec.json.decode(node_json.read_bytes(), type=NodeConfig)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
-        log("FATAL", f"cannot read {node_json}: {error}", hint="Start the node with pgraft-launch start.")
+        config = read_config(data_dir)
+    except ConfigUnreadable as error:
+        log("FATAL", str(error), hint="Start the node with pgraft-launch start.")
         return EXIT_OPERATOR
     if os.path.realpath(config.data_dir) != os.path.realpath(data_dir):
         # It came with a copy of another node's directory, and would open that one's state without its lock.
-        log("FATAL", f"{node_json} is of {config.data_dir}", hint="Start the node with pgraft-launch start.")
+        log(
+            "FATAL",
+            f"{data_dir}/run/node.json is of {config.data_dir}",
+            hint="Start the node with pgraft-launch start.",
+        )
         return EXIT_OPERATOR
     _raise_file_limit(config.slot_count)
     watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
@@ -386,6 +391,9 @@ def _main(data_dir: Path) -> int:
     except SegmentError as error:
         log("FATAL", str(error), hint="Start the node with pgraft-launch start.")
         return EXIT_AGAIN
+    except ForeignFile as error:
+        log("FATAL", f"{error.filename} is not used: it {error.strerror}", hint=RUN_DIR_HINT)
+        return EXIT_OPERATOR
     except StorageError as error:
         log("FATAL", str(error), hint=error.hint)
         return EXIT_AGAIN

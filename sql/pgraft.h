@@ -10,6 +10,8 @@
 
 #include "postgres.h"
 
+#include <sys/stat.h>
+
 #include "fmgr.h"
 #include "utils/guc.h"
 
@@ -76,12 +78,14 @@ typedef enum PgraftLiveness
 extern PgraftSegment pgraft_segment;
 
 extern int64 pgraft_now_ns(void);
+extern int	pgraft_open_own(const char *path, int flags, mode_t type);
 extern bool pgraft_attach(int64 now);
 extern const char *pgraft_attach_problem(void);
 extern void pgraft_use_begin(void);
 extern void pgraft_use_end(void);
 extern PgraftLiveness pgraft_liveness(void);
 extern bool pgraft_worker_has_begun(void);
+extern bool pgraft_worker_left(void);
 extern bool pgraft_supervisor_alive(void);
 extern bool pgraft_copy_block(size_t offset, size_t copy_bytes, int selector_word,
 							  size_t bytes_min, char *copy);
@@ -132,6 +136,7 @@ extern char *pgraft_safe_text(const char *bytes, size_t length);
 PGRAFT_NORETURN extern void pgraft_raise(int sqlstate, const char *payload, size_t length);
 PGRAFT_NORETURN extern void pgraft_error_gone(void);
 extern void pgraft_warn_gone(void);
+extern void pgraft_warn_left(void);
 
 /* --- slot.c ------------------------------------------------------------------------------------ */
 

@@ -5,6 +5,10 @@
  * looked at again when the segment is retired, has a new epoch, or its worker looks dead; and never
  * while a command is in progress, which holds pointers into it.
  *
+ * Everybody may make files in /dev/shm, and a copy of a data directory has the settings of its original. So
+ * a file is believed only when it is ours alone, which is checked through its descriptor, and a segment only
+ * when it was made for this very PostgreSQL data directory and this very Raft directory.
+ *
  * A mapping must never meet SIGBUS: its size, and that all of its pages are reserved, are checked with
  * fstat before; the supervisor truncates no segment.
  */
@@ -32,6 +36,7 @@ PgraftSegment pgraft_segment;
 static bool in_use = false;
 static int64 next_attempt_ns = 0;
 static const char *problem = "it was never started.";
+static char problem_text[MAXPGPATH + 128];
 static bool version_warned = false;
 
 /* CLOCK_BOOTTIME, as everything in the segment: monotonic, and counts a suspended machine's time. */
@@ -65,6 +70,26 @@ pgraft_use_end(void)
 }
 
 /*
+ * Open a file of this type (S_IFREG, S_IFIFO) without following a link and without waiting; -1 when it is
+ * not there, is not ours, or others may write it.
+ */
+int
+pgraft_open_own(const char *path, int flags, mode_t type)
+{
+	struct stat about;
+	int			fd = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+
+	if (fd < 0)
+		return -1;
+	if (fstat(fd, &about) == 0 && (about.st_mode & S_IFMT) == type &&
+		about.st_uid == geteuid() && (about.st_mode & (S_IWGRP | S_IWOTH)) == 0)
+		return fd;
+	close(fd);
+	errno = EPERM;
+	return -1;
+}
+
+/*
  * The segment's name as shm_open wants it, with a slash before it.
  */
 static bool
@@ -76,9 +101,13 @@ read_name(const char *run_dir, char *name)
 
 	if (snprintf(path, sizeof(path), "%s/segment", run_dir) >= (int) sizeof(path))
 		return false;
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	fd = pgraft_open_own(path, O_RDONLY, S_IFREG);
 	if (fd < 0)
+	{
+		if (errno != ENOENT)
+			problem = "the file run/segment in its pgraft.data_dir cannot be read, or is not this user's alone.";
 		return false;
+	}
 	name[0] = '/';
 	length = read(fd, name + 1, SEGMENT_NAME_BYTES_MAX);
 	close(fd);
@@ -150,34 +179,44 @@ read_header(const uint64 *words, uint64 file_bytes, PgraftSegment *into)
 	return true;
 }
 
+/* Whether the two words of a header from `word` on, device and inode, are those of this directory. */
+static bool
+is_place(const uint64 *header, int word, const char *directory)
+{
+	struct stat about;
+
+	return stat(directory, &about) == 0 &&
+		header[word] == (uint64) about.st_dev && header[word + 1] == (uint64) about.st_ino;
+}
+
 /*
- * Whether the segment was made for the directory that named it. A copy of another node's directory
- * names the segment of that node, and what stands there is not for us. Directories are compared, not
- * their names: links lead to the same one.
+ * Whether the segment was made for this Raft directory and for this PostgreSQL data directory. A copy of
+ * the first names the segment of the original, and a copy of the second names its Raft directory. The
+ * directories are compared, not their names.
  */
 static bool
-is_of_run_dir(const uint64 *header, const char *run_dir)
+is_ours(const uint64 *header, const char *data_dir)
 {
-	uint64		length = header[PGRAFT_HEADER_TEXT_DATA_DIR / PGRAFT_WORD_BYTES];
-	const char *text = (const char *) header + PGRAFT_HEADER_TEXT_DATA_DIR + PGRAFT_WORD_BYTES;
-	char		path[MAXPGPATH];
-	struct stat theirs;
-	struct stat ours;
+	uint64		length = header[PGRAFT_HEADER_TEXT_PGDATA / PGRAFT_WORD_BYTES];
+	const char *text = (const char *) header + PGRAFT_HEADER_TEXT_PGDATA + PGRAFT_WORD_BYTES;
 
-	if (length == 0)
-		return true;			/* made without one: nothing to compare */
-	if (length > PGRAFT_HEADER_TEXT_DATA_DIR_BYTES ||
-		snprintf(path, sizeof(path), "%.*s/run", (int) length, text) >= (int) sizeof(path))
+	problem = "its segment is that of another node, whose pgraft.data_dir was copied.";
+	if (!is_place(header, PGRAFT_HEADER_W_DATA_DIR_DEVICE, data_dir))
 		return false;
-	return stat(path, &theirs) == 0 && stat(run_dir, &ours) == 0 &&
-		theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino;
+	if (is_place(header, PGRAFT_HEADER_W_PGDATA_DEVICE, DataDir))
+		return true;
+	snprintf(problem_text, sizeof(problem_text),
+			 "its pgraft.data_dir is that of another PostgreSQL data directory: \"%.*s\".",
+			 (int) Min(length, PGRAFT_HEADER_TEXT_PGDATA_BYTES), text);
+	problem = problem_text;
+	return false;
 }
 
 /*
  * Check the file behind an open segment, and read its header through the descriptor.
  */
 static bool
-check_file(int fd, PgraftSegment *into)
+check_file(int fd, const char *data_dir, PgraftSegment *into)
 {
 	uint64		header[PGRAFT_PAGE_BYTES / PGRAFT_WORD_BYTES];
 	struct stat about;
@@ -187,6 +226,9 @@ check_file(int fd, PgraftSegment *into)
 		return false;
 	problem = "its segment belongs to another operating system user.";
 	if (about.st_uid != geteuid())
+		return false;
+	problem = "its segment is not a regular file of mode 0600 with one name.";
+	if (!S_ISREG(about.st_mode) || (about.st_mode & ALLPERMS) != (S_IRUSR | S_IWUSR) || about.st_nlink != 1)
 		return false;
 	problem = "its segment is not completely there.";
 	if (about.st_size < PGRAFT_PAGE_BYTES ||
@@ -198,8 +240,7 @@ check_file(int fd, PgraftSegment *into)
 	into->inode = about.st_ino;
 	if (!read_header(header, (uint64) about.st_size, into))
 		return false;
-	problem = "its segment is that of another node, whose pgraft.data_dir was copied.";
-	return is_of_run_dir(header, into->run_dir);
+	return is_ours(header, data_dir);
 }
 
 /*
@@ -248,9 +289,11 @@ try_map(void)
 		return;
 	problem = "its segment is gone.";
 	fd = shm_open(name, O_RDWR | O_CLOEXEC, 0);
+	if (fd < 0 && errno != ENOENT)
+		problem = "its segment cannot be opened: it is not this user's.";
 	if (fd < 0)
 		return;
-	if (check_file(fd, &found))
+	if (check_file(fd, data_dir, &found))
 		replace_mapping(fd, &found);
 	close(fd);
 }
@@ -352,12 +395,21 @@ process_alive(int pid_word, int start_word)
 
 	if (pid < 2 || pid > PG_INT32_MAX)
 		return false;
-	if (kill((pid_t) pid, 0) < 0 && errno != EPERM)
+	/* EPERM: a process of another user, so none of this node. */
+	if (kill((pid_t) pid, 0) < 0)
 		return false;
 	seen = process_start((pid_t) pid, &is_zombie);
 	if (is_zombie)
 		return false;
 	return start == 0 || seen == 0 || seen == start;
+}
+
+/* Whether the worker says that it left consensus: it, or the thread that watches a hanging disk. */
+bool
+pgraft_worker_left(void)
+{
+	return pgraft_segment.base != NULL &&
+		pgraft_worker_word(PGRAFT_WORKER_W_STATE) == PGRAFT_WORKER_IS_ERROR;
 }
 
 bool

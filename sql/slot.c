@@ -132,7 +132,6 @@ static int
 open_bell(const char *name)
 {
 	char		path[MAXPGPATH + 64];
-	struct stat about;
 	int			fd;
 
 	if (!AcquireExternalFD())
@@ -140,11 +139,9 @@ open_bell(const char *name)
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("too many open files for a pgraft command")));
 	snprintf(path, sizeof(path), "%s/%s", pgraft_segment.run_dir, name);
-	fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-	if (fd >= 0 && fstat(fd, &about) == 0 && S_ISFIFO(about.st_mode))
-		return fd;
+	fd = pgraft_open_own(path, O_RDWR, S_IFIFO);
 	if (fd >= 0)
-		close(fd);
+		return fd;
 	ReleaseExternalFD();
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

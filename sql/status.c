@@ -113,6 +113,8 @@ read_blocks(Block *status, Block *members)
 
 	if (pgraft_liveness() != PGRAFT_ALIVE)
 		pgraft_warn_gone();
+	else if (pgraft_worker_left())
+		pgraft_warn_left();
 	if (!is_attached)
 		return false;
 	if ((status == NULL || read_status(status)) && (members == NULL || read_members(members)))
@@ -126,12 +128,19 @@ read_blocks(Block *status, Block *members)
 	return false;
 }
 
+/* Whether the worker is there and takes part: what it published is of now. */
+static bool
+takes_part(void)
+{
+	return pgraft_liveness() == PGRAFT_ALIVE && !pgraft_worker_left();
+}
+
 Datum
 pgraft_get_leader(PG_FUNCTION_ARGS)
 {
 	Block		status;
 
-	if (!pgraft_attach(pgraft_now_ns()) || pgraft_liveness() != PGRAFT_ALIVE || !read_status(&status))
+	if (!pgraft_attach(pgraft_now_ns()) || !takes_part() || !read_status(&status))
 		PG_RETURN_INT64(0);
 	PG_RETURN_INT64((int64) status.words[PGRAFT_STATUS_W_LEADER_ID]);
 }
@@ -169,11 +178,11 @@ member_address(const uint64 *row)
 							Min(length, PGRAFT_ADDRESS_BYTES_MAX));
 }
 
-/* The leader that the rows show: none when the worker is not there to vouch for it. */
+/* The leader that the rows show: none when the worker is not there, or takes no part, to vouch for it. */
 static uint64
 leader_now(const Block *status)
 {
-	return pgraft_liveness() == PGRAFT_ALIVE ? status->words[PGRAFT_STATUS_W_LEADER_ID] : 0;
+	return takes_part() ? status->words[PGRAFT_STATUS_W_LEADER_ID] : 0;
 }
 
 /*
@@ -284,6 +293,9 @@ static const char *
 row_state(const uint64 *row, uint64 heard, int64 now)
 {
 	if (heard == 0 || since_ns(heard, now) > pgraft_segment.election_timeout_ns)
+		return "Unreachable";
+	/* A worker that left consensus goes on beating, and has no role. */
+	if (row[PGRAFT_STATUS_ROW_W_IS_SELF] != 0 && pgraft_worker_left())
 		return "Unreachable";
 	switch (row[PGRAFT_STATUS_ROW_W_ROLE])
 	{
@@ -413,6 +425,9 @@ pgraft_log_get_replication_status(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (!read_blocks(&status, &members))
+		return (Datum) 0;
+	/* Of a worker that left, also one that led, the WARNING says all. */
+	if (pgraft_worker_left())
 		return (Datum) 0;
 	if (status.words[PGRAFT_STATUS_W_ROLE] != PGRAFT_ROLE_LEADER)
 	{

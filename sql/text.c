@@ -92,20 +92,39 @@ pgraft_raise(int sqlstate, const char *payload, size_t length)
 }
 
 /*
- * What the raft worker that is there, and silent, last said of itself; else that it is silent.
+ * Why the worker left consensus, as it says; NULL when it says nothing of that kind.
  */
 static char *
+why_left(void)
+{
+	char	   *text;
+
+	if (!pgraft_worker_left())
+		return NULL;
+	text = pgraft_segment_text(PGRAFT_WORKER_PAGE + PGRAFT_WORKER_TEXT_ERROR, PGRAFT_WORKER_TEXT_ERROR_BYTES);
+	return text[0] != '\0' ? text : NULL;
+}
+
+/*
+ * What the raft worker that is there, and silent, last said of itself; else that it is silent.
+ */
+static const char *
 silence(void)
 {
-	if (pgraft_worker_word(PGRAFT_WORKER_W_STATE) == PGRAFT_WORKER_IS_ERROR)
-	{
-		char	   *text = pgraft_segment_text(PGRAFT_WORKER_PAGE + PGRAFT_WORKER_TEXT_ERROR,
-											   PGRAFT_WORKER_TEXT_ERROR_BYTES);
+	char	   *text = why_left();
 
-		if (text[0] != '\0')
-			return text;
-	}
+	if (text != NULL)
+		return text;
 	return "It has been silent for an election timeout: its disk may hang, or the machine is overloaded.";
+}
+
+/* A path may stand in it. */
+static char *
+attach_problem(void)
+{
+	const char *problem = pgraft_attach_problem();
+
+	return pgraft_safe_text(problem, strlen(problem));
 }
 
 void
@@ -122,7 +141,7 @@ pgraft_error_gone(void)
 			 errmsg("pgraft is not running on this node"),
 			 errdetail("%s", pgraft_segment.base != NULL ?
 					   "The raft worker is not there." :
-					   psprintf("Its state cannot be read: %s", pgraft_attach_problem())),
+					   psprintf("Its state cannot be read: %s", attach_problem())),
 			 errhint("Start it with: pgraft-launch start -D %s", DataDir)));
 	pg_unreachable();
 }
@@ -132,10 +151,13 @@ pgraft_warn_gone(void)
 {
 	if (pgraft_liveness() == PGRAFT_SILENT)
 	{
+		char	   *why = why_left();
+
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the raft worker of this node does not answer"),
-				 errdetail("These are the last values that it left."),
+				 why == NULL ? errdetail("These are the last values that it left.") :
+				 errdetail("It left consensus: %s. These are the last values that it left.", why),
 				 errhint("See the server log, and: pgraft-launch status -D %s", DataDir)));
 		return;
 	}
@@ -144,6 +166,20 @@ pgraft_warn_gone(void)
 			 errmsg("pgraft is not running on this node"),
 			 pgraft_segment.base != NULL ?
 			 errdetail("These are the last values that it left.") :
-			 errdetail("There are no last values: %s", pgraft_attach_problem()),
+			 errdetail("There are no last values: %s", attach_problem()),
 			 errhint("Start it with: pgraft-launch start -D %s", DataDir)));
+}
+
+/* Of a worker that answers, and takes no part: its disk failed, say. */
+void
+pgraft_warn_left(void)
+{
+	char	   *why = why_left();
+
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("this node takes no part in consensus"),
+			 errdetail("The reason: %s. These are the values of when it left.",
+					   why != NULL ? why : "it is in the server log"),
+			 errhint("See the server log, and: pgraft-launch status -D %s", DataDir)));
 }

@@ -6,7 +6,7 @@ import os
 import signal
 
 from pgraft.postgres import process
-from pgraft.postgres.process import ProcessRef
+from pgraft.postgres.process import ProcessRef, Program
 
 DAEMON_UMASK = 0o077
 
@@ -53,9 +53,9 @@ def spawn(argv: list[str], since_ns: int) -> Held:
     return Held(process.child_ref(pid), os.pidfd_open(pid), is_child=True, since_ns=since_ns)
 
 
-def adopt(ref: ProcessRef) -> Held | None:
-    """Hold a process that is no child of ours; None when it has ended."""
-    pidfd = process.open_pidfd(ref)
+def adopt(ref: ProcessRef, program: Program | None = None) -> Held | None:
+    """Hold a process that is no child of ours; None when it has ended, or does not run `program`."""
+    pidfd = process.open_pidfd(ref, program)
     return None if pidfd is None else Held(ref, pidfd, is_child=False, since_ns=0)
 
 

@@ -218,7 +218,7 @@ def _restart(args: argparse.Namespace) -> int:
     found, settings = node.find(directory, args.pg_config)
     if args.options is not None:
         found, settings = node.find(directory, args.pg_config, reader.split_options(args.options))
-    prepare.check_place(found.data_dir)  # before it is stopped: it could not be started again
+    prepare.check_place(found.as_configured().data_dir)  # before it is stopped: it could not be started again
     progress = Progress(silent=args.silent)
     record = found.record()
     log = args.log or (record.plan.log if record else None) or None
@@ -229,7 +229,7 @@ def _restart(args: argparse.Namespace) -> int:
     else:
         progress.say("the node is not running, starting it anyway")
     start.start(
-        found,
+        found.as_configured(),
         settings,
         start.StartOptions(log=log, wait=args.wait, timeout_s=args.timeout, progress=progress),
     )

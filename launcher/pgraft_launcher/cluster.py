@@ -23,8 +23,7 @@ from typing import NamedTuple
 from pgraft.postgres import process
 from pgraft.postgres.binaries import Installation
 from pgraft.postgres.reader import Reader
-from pgraft.shm import segment as segments
-from pgraft_launcher import access, init, node, psql, start, stop
+from pgraft_launcher import access, init, node, prepare, psql, start, stop
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.policy import StopMode
 from pgraft_launcher.ports import LOOPBACK, free_ports
@@ -200,7 +199,7 @@ class Cluster:
     def _agreed(self) -> list[NodeStatus] | None:
         """All statuses, when every worker runs and sees the same leader in the same term."""
         statuses = self.statuses()
-        views = {(status.state, status.raft.leader_id, status.raft.term) for status in statuses}
+        views = {(status.state, status.leader_id, status.raft.term) for status in statuses}
         leaders = [status for status in statuses if status.is_leader]
         return statuses if len(views) == 1 and len(leaders) == 1 else None
 
@@ -261,7 +260,7 @@ class Cluster:
                 progress.begin(f"stopping {member.name}")
                 found, _ = self._find(member)
                 self._stop(found, timeout_s)
-                segments.unlink(segments.segment_name(Path(found.data_dir)))
+                prepare.remove_leftovers(found.data_dir)
                 progress.end("done")
 
     def _stop(self, found: node.Node, timeout_s: float) -> None:

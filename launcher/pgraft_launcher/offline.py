@@ -20,6 +20,7 @@ def held(found: Node) -> Iterator[Path]:
     """
     from pgraft.storage import StorageError, lock_data_dir  # heavy, and most commands do without
 
+    found.refuse_other()
     if stop.is_running(found):
         raise LaunchError(f"the node in {found.config_dir} is running", hint="pgraft-launch stop it first")
     data_dir = Path(found.data_dir)

@@ -9,42 +9,24 @@ import mmap
 import os
 from pathlib import Path
 
-from pgraft.postgres import process
-from pgraft.postgres.process import ProcessRef
-from pgraft.shm import doorbell, layout
+from pgraft.shm import doorbell, layout, place
+from pgraft.shm.place import SegmentError
 from pgraft.shm.words import WordPage, now_ns
-from pgraft_launcher.policy import Part
 
-SHM_DIR = "/dev/shm"
 _PAGES_BYTES = layout.STATUS_OFFSET
 
 
 class Pages:
-    """HEADER, WORKER and NETWORK of one node's segment."""
+    """HEADER, WORKER and NETWORK of one node's segment. Raises SegmentError when it is not to be believed."""
 
     def __init__(self, name: str, *, may_be_gone: bool = False) -> None:
         self.name = name
-        self._map = _map(name, may_be_gone)
+        self._map, self._is_real = _map(name, may_be_gone)
         words = memoryview(self._map).cast("Q")
         page_words = layout.PAGE_BYTES // layout.WORD_BYTES
         self.header = WordPage(words[:page_words], layout.HEADER_WORDS)
         self.worker = WordPage(words[page_words : 2 * page_words], layout.WORKER_WORDS)
         self.network = WordPage(words[2 * page_words :], layout.NETWORK_WORDS)
-
-    def living(self) -> dict[Part, ProcessRef]:
-        """The processes that the header names and that live."""
-        refs = {part: self._living(part.value) for part in Part}
-        return {part: ref for part, ref in refs.items() if ref is not None}
-
-    def living_supervisor(self) -> ProcessRef | None:
-        """The supervisor that the header names, if it lives."""
-        return self._living("supervisor")
-
-    def _living(self, name: str) -> ProcessRef | None:
-        if self.header["magic"] != layout.MAGIC or self.header["layout_version"] != layout.LAYOUT_VERSION:
-            return None
-        ref = ProcessRef(self.header[f"{name}_pid"], self.header[f"{name}_start"])
-        return ref if process.is_alive(ref) else None
 
     def worker_error(self) -> str:
         """What the worker says is wrong."""
@@ -69,25 +51,20 @@ class Pages:
 
     def is_linked(self) -> bool:
         """Whether the segment still has its name: another program may have cleaned /dev/shm."""
-        return os.path.exists(os.path.join(SHM_DIR, self.name))
+        return os.path.exists(place.SHM_DIR / self.name)
 
     def unlink(self) -> None:
         """Remove the name; whoever has it mapped keeps the memory."""
-        try:
-            os.unlink(os.path.join(SHM_DIR, self.name))
-        except FileNotFoundError:
-            return
+        if self._is_real:
+            place.unlink(self.name)
 
 
-def _map(name: str, may_be_gone: bool) -> mmap.mmap:
+def _map(name: str, may_be_gone: bool) -> tuple[mmap.mmap, bool]:
+    """The pages, and whether they are those of a segment."""
     try:
-        descriptor = os.open(os.path.join(SHM_DIR, name), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+        return place.map_segment(name, _PAGES_BYTES, writable=True), True
+    except SegmentError:
         if not may_be_gone:
             raise
-        # To stop a node whose segment was taken away, words that nobody reads will do.
-        return mmap.mmap(-1, _PAGES_BYTES)
-    try:
-        return mmap.mmap(descriptor, _PAGES_BYTES)
-    finally:
-        os.close(descriptor)
+    # To stop a node whose segment was taken away, words that nobody reads will do.
+    return mmap.mmap(-1, _PAGES_BYTES), False

@@ -17,12 +17,16 @@ from pgraft.postgres.config import StoredIdentity
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import NodeConfig
 from pgraft.postgres.unknown import find_unknown
+from pgraft.shm import place
 from pgraft.shm import segment as segments
-from pgraft.shm.segment import Segment, SegmentError
-from pgraft_launcher import rundir
+from pgraft.shm.place import SegmentError, SegmentExists
+from pgraft.shm.segment import Segment
+from pgraft_launcher import claims, rundir
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.node import Node
 from pgraft_launcher.rundir import Plan
+
+NAME_TRIES_MAX = 8
 
 
 def _was_started(data_dir: str) -> bool:
@@ -76,7 +80,7 @@ def read_config(node: Node, settings: Reader) -> Settled:
         server,
         pgdata=node.pgdata,
         data_dir=node.data_dir,
-        segment_name=segments.segment_name(Path(node.data_dir)),
+        segment_name=place.new_name(node.data_dir),
         stored=stored_identity(node.data_dir),
     )
     sockets = server.get("unix_socket_directories", "").split(",")
@@ -118,27 +122,45 @@ def make_plan(
     )
 
 
-def make_segment(config: NodeConfig) -> None:
-    """A new segment, in the place of one that a crash left; and the doorbells."""
-    name = config.segment_name
-    epoch = _retire(name) + 1
+def make_segment(config: NodeConfig) -> NodeConfig:
+    """A new segment in the place of what a crash left, the doorbells, and run/segment.
+
+    Returns the configuration with the segment's name: it is another one where that was taken.
+    """
+    epoch = remove_leftovers(config.data_dir) + 1
+    segment = _create(config)
     try:
-        segment = segments.create(
-            name, command_ring_bytes=config.command_ring_bytes, slot_count=config.slot_count
-        )
+        _fill_header(segment, config)
+        segments.open_for_use(segment, epoch)
+        run = Path(rundir.path(config.data_dir))
+        for stale in run.glob("*.bell"):
+            stale.unlink()
+        segments.make_fifos(run, config.slot_count)
+        rundir.write_file(rundir.path(config.data_dir, "segment"), segment.name + "\n")
+    except OSError:
+        place.unlink(segment.name)
+        raise
+    finally:
+        segment.close()
+    return msgspec.structs.replace(config, segment_name=segment.name)
+
+
+def _create(config: NodeConfig) -> Segment:
+    name = config.segment_name
+    try:
+        for _ in range(NAME_TRIES_MAX):
+            try:
+                return segments.create(
+                    name, command_ring_bytes=config.command_ring_bytes, slot_count=config.slot_count
+                )
+            except SegmentExists:
+                name = place.new_name(config.data_dir)
+        raise SegmentError(f"no free name for a segment in {place.SHM_DIR}")
     except SegmentError as error:
         raise LaunchError(
             str(error),
             hint="free space in /dev/shm, give the container more (--shm-size), or lower max_connections",
         ) from error
-    _fill_header(segment, config)
-    segments.open_for_use(segment, epoch)
-    segment.close()
-    run = Path(rundir.path(config.data_dir))
-    for stale in run.glob("*.bell"):
-        stale.unlink()
-    segments.make_fifos(run, config.slot_count)
-    rundir.write_file(rundir.path(config.data_dir, "segment"), name + "\n")
 
 
 def write_config(config: NodeConfig) -> None:
@@ -146,17 +168,39 @@ def write_config(config: NodeConfig) -> None:
     rundir.write_file(rundir.path(config.data_dir, "node.json"), msgspec.json.encode(config).decode())
 
 
+def remove_leftovers(data_dir: str) -> int:
+    """Take segments that a crash left out of use, and remove them.
+
+    Returns the newest epoch among them, or one that no segment has had before.
+    """
+    epochs = [_retire(name) for name in place.find_leftovers(data_dir) if not _is_in_use(name, data_dir)]
+    return max(epochs, default=0) or time.time_ns()
+
+
+def _is_in_use(name: str, data_dir: str) -> bool:
+    """Whether it is that of a living node which had this path before it was moved."""
+    try:
+        header = place.read_header(name)
+    except SegmentError:
+        return False
+    if not header.is_current or place.data_dir_of(header.words) == place.place_of(data_dir):
+        return False
+    claim = claims.of_header(header.words, header.text("data_dir"), header.text("pgdata"))
+    return bool(claim.living() or claim.living_supervisor())
+
+
 def _retire(name: str) -> int:
-    """Take the old segment out of use; its epoch, or one that no segment has had before."""
+    """Returns its epoch; 0 of one that cannot be attached."""
+    epoch = 0
     try:
         old = segments.attach(name)
     except SegmentError:
-        segments.unlink(name)
-        return time.time_ns()
-    epoch = old.header["epoch"]
-    old.retire()
-    old.close()
-    segments.unlink(name)
+        pass  # damaged, or of another release: nobody can use it
+    else:
+        epoch = old.header["epoch"]
+        old.retire()
+        old.close()
+    place.unlink(name)
     return epoch
 
 
@@ -170,5 +214,4 @@ def _fill_header(segment: Segment, config: NodeConfig) -> None:
     segment.set_text("version", __version__)
     segment.set_text("node_name", config.name)
     segment.set_text("cluster_id", config.cluster_id)
-    segment.set_text("data_dir", config.data_dir)
-    segment.set_text("pgdata", config.pgdata)
+    segments.set_directories(segment, data_dir=config.data_dir, pgdata=config.pgdata)

@@ -5,22 +5,30 @@
     supervisor.json   the record: how the node was started, and which processes it has
     supervisor.lock   held by the living supervisor (and by a start on its behalf), by flock
     *.bell            FIFOs
+    *.spare           room for the next text of a file, for when the disk is full
 
+The directory is ours alone; what is read from it is believed only when it is ours, too (pgraft.ownfile).
 Import-light: the supervisor lives with what this module loads.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 from typing import Any
 
-from pgraft.postgres import process
+from pgraft import ownfile
 from pgraft.postgres.process import ProcessRef
+from pgraft.shm.place import Place, place_of
+from pgraft_launcher.claims import Claim
 from pgraft_launcher.policy import Part
 
 RECORD_BYTES_MAX = 1024 * 1024
+SPARE_STEP_BYTES = 4096
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Plan:
@@ -70,9 +78,12 @@ class Plan:
 
 
 class Record:
-    """supervisor.json: the plan, the processes, and what was given up (part -> why)."""
+    """supervisor.json: the plan, the processes, and what was given up (part -> why).
 
-    __slots__ = ("given_up", "plan", "processes", "supervisor")
+    `place` tells PostgreSQL's data directory from a copy of it, also when it was moved.
+    """
+
+    __slots__ = ("given_up", "place", "plan", "processes", "supervisor")
 
     def __init__(
         self,
@@ -80,19 +91,18 @@ class Record:
         supervisor: ProcessRef | None = None,
         processes: dict[Part, ProcessRef] | None = None,
         given_up: dict[Part, str] | None = None,
+        place: Place | None = None,
     ) -> None:
         self.plan = plan
+        self.place = place or place_of(plan.pgdata)
         self.supervisor = supervisor
         self.processes = processes or {}
         self.given_up = given_up or {}
 
-    def living(self) -> dict[Part, ProcessRef]:
-        """The recorded processes that still live."""
-        return {part: ref for part, ref in self.processes.items() if process.is_alive(ref)}
-
-    def living_supervisor(self) -> ProcessRef | None:
-        """The supervisor, if it lives."""
-        return self.supervisor if self.supervisor and process.is_alive(self.supervisor) else None
+    def claim(self) -> Claim:
+        """What it says of processes, to be checked."""
+        plan = self.plan
+        return Claim(plan.data_dir, plan.pgdata, self.place, self.supervisor, self.processes)
 
 
 def path(data_dir: str, name: str = "") -> str:
@@ -104,20 +114,54 @@ def write_file(target: str, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new one.
 
     Not for what must survive power loss: nothing is synced. OSError names the file; the old text stays.
+    On a full disk the text goes into `target.spare`, whose room was taken when there was some.
     """
-    aside = f"{target}.{os.getpid()}.new"
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    data = text.encode("utf-8", "surrogateescape")
+    aside, spare = f"{target}.{os.getpid()}.new", f"{target}.spare"
     try:
-        left = memoryview(text.encode("utf-8", "surrogateescape"))
+        _write(aside, data, os.O_CREAT | os.O_TRUNC)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        if error.errno not in FULL or not _fill(spare, data):
+            raise OSError(error.errno, error.strerror, target) from error
+        aside = spare
+    os.replace(aside, target)
+    _keep_spare(spare, len(data))
+
+
+def _write(path: str, data: bytes, flags: int = 0) -> None:
+    descriptor = ownfile.open_own(path, os.O_WRONLY | flags)
+    try:
+        left = memoryview(data)
         while left:
             # A disk that is nearly full takes a part of it.
             left = left[os.write(descriptor, left) :]
-    except OSError as error:
-        os.unlink(aside)
-        raise OSError(error.errno, error.strerror, target) from error
+        os.ftruncate(descriptor, len(data))
     finally:
         os.close(descriptor)
-    os.replace(aside, target)
+
+
+def _fill(spare: str, data: bytes) -> bool:
+    """Write over what the spare file holds, which needs no room; whether that worked."""
+    try:
+        _write(spare, data)
+    except OSError:
+        return False
+    return True
+
+
+def _keep_spare(spare: str, size: int) -> None:
+    """See to it that the next text has room. Without any there is no spare file, and the next write tries."""
+    wanted = (size // SPARE_STEP_BYTES + 2) * SPARE_STEP_BYTES
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(spare).st_size >= size + SPARE_STEP_BYTES:
+                return
+        _write(spare, b" " * wanted, os.O_CREAT)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(spare)
 
 
 def boot_id() -> str:
@@ -135,6 +179,7 @@ def save(record: Record) -> None:
     content = {
         "boot": boot_id(),
         "plan": record.plan.as_dict(),
+        "pgdata_place": list(record.place) if record.place else None,
         "supervisor": list(supervisor) if supervisor else None,
         "processes": {part.value: list(ref) for part, ref in record.processes.items()},
         "given_up": {part.value: why for part, why in record.given_up.items()},
@@ -148,33 +193,27 @@ def load(data_dir: str) -> Record | None:
     One that came with a copy of another node's directory speaks of that node's processes: not ours.
     """
     try:
-        with open(path(data_dir, "supervisor.json"), encoding="utf-8", errors="surrogateescape") as file:
-            content = json.loads(file.read(RECORD_BYTES_MAX))
+        text = ownfile.read_own(path(data_dir, "supervisor.json"), RECORD_BYTES_MAX)
+        content = json.loads(text.decode("utf-8", "surrogateescape"))
         plan = Plan(**content["plan"])
         if os.path.realpath(plan.data_dir) != os.path.realpath(data_dir):
             return None
         given_up = {Part(name): str(why) for name, why in content["given_up"].items()}
+        told = content.get("pgdata_place")  # earlier releases do not tell
+        place = Place(*map(int, told)) if told else None
         if content["boot"] != boot_id():
             # A pid and a start time mean one process between two boots only.
-            return Record(plan, given_up=given_up)
+            return Record(plan, given_up=given_up, place=place)
         supervisor = content["supervisor"]
         return Record(
             plan,
             ProcessRef(*map(int, supervisor)) if supervisor else None,
             {Part(name): ProcessRef(*map(int, ref)) for name, ref in content["processes"].items()},
             given_up,
+            place,
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def read_segment_name(data_dir: str) -> str:
-    """The name in run/segment; empty when there is none."""
-    try:
-        with open(path(data_dir, "segment"), encoding="utf-8") as file:
-            return file.read(256).strip()
-    except OSError:
-        return ""
 
 
 def take_lock(data_dir: str) -> int | None:
@@ -182,7 +221,7 @@ def take_lock(data_dir: str) -> int | None:
 
     The kernel drops it with its last holder, so nothing stale can be left behind.
     """
-    descriptor = os.open(path(data_dir, "supervisor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = ownfile.open_own(path(data_dir, "supervisor.lock"), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,6 +15,7 @@ from pgraft.postgres.process import ProcessRef
 from pgraft.postgres.reader import Reader
 from pgraft.shm import segment as segments
 from pgraft.shm.layout import WorkerState
+from pgraft.shm.place import SegmentError
 from pgraft_launcher import daemon, prepare, rundir, tls
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.logfile import ServerLog, open_log
@@ -39,6 +40,7 @@ class StartOptions:
 
 def start(node: Node, settings: Reader, options: StartOptions) -> None:
     """Start the node as a daemon and wait until it serves. LaunchError when it does not."""
+    node.refuse_other()
     prepare.check_place(node.data_dir)
     lock = _lock(node)
     log = open_log(node.pgdata, options.log or _log_to_go_on(node))
@@ -57,6 +59,7 @@ def start(node: Node, settings: Reader, options: StartOptions) -> None:
 
 def run(node: Node, settings: Reader, progress: Progress) -> None:
     """Become the supervisor in the foreground, logging to our stderr. Does not return."""
+    node.refuse_other()
     prepare.check_place(node.data_dir)
     lock = _lock(node)
     _prepare(node, settings, "", progress)
@@ -70,10 +73,20 @@ def _lock(node: Node) -> int:
     if lock is None or supervisor is not None:
         who = f"supervisor PID {supervisor.pid}" if supervisor else "another command is starting it"
         raise LaunchError(
-            f"the node in {node.config_dir} is already running ({who})",
+            f"the node in {node.config_dir} is already running ({who}){_pending(node)}",
             hint="pgraft-launch status shows it, restart starts it anew",
         )
     return lock
+
+
+def _pending(node: Node) -> str:
+    """What to say of a setting that names another Raft directory than the running node's."""
+    if node.data_dir == node.configured_data_dir:
+        return ""
+    return (
+        f" with the Raft state in {node.data_dir}; by now pgraft.data_dir is {node.configured_data_dir},"
+        " which counts after a restart"
+    )
 
 
 def _log_to_go_on(node: Node) -> str | None:
@@ -87,7 +100,7 @@ def _prepare(node: Node, settings: Reader, log: str, progress: Progress) -> None
     record = node.record()
     living = node.living()
     if record is not None and _can_take_over(record, living):
-        progress.say("the node runs without a supervisor: taking it over")
+        progress.say(f"the node runs without a supervisor: taking it over{_pending(node)}")
         if settings.options and settings.options != record.plan.options:
             progress.say("PostgreSQL goes on with the options that it was started with")
         record.plan.log = log
@@ -103,11 +116,12 @@ def _can_take_over(record: Record, living: dict[Part, ProcessRef]) -> bool:
         return False
     try:
         segments.attach(record.plan.segment).close()
-    except segments.SegmentError as error:
+    except SegmentError as error:
         if set(living) == {Part.POSTMASTER}:
             return False
         raise LaunchError(
-            f"{error}, although processes of the node live: another program has removed it",
+            f"{error}, although processes of the node live: another program has removed it, or they are of"
+            " another release",
             hint="pgraft-launch stop, then start; systemd's RemoveIPC=yes does this when a user logs out",
         ) from error
     return True
@@ -121,7 +135,7 @@ def _fresh(node: Node, settings: Reader, log: str, progress: Progress) -> Plan:
         progress.say(f"warning: {unknown}")
     check_environment(config)
     tls.check_at_start(config, progress)
-    prepare.make_segment(config)
+    config = prepare.make_segment(config)
     prepare.write_config(config)
     return prepare.make_plan(node, config, options=settings.options, socket_dirs=sockets, log=log)
 
@@ -175,7 +189,7 @@ def _say_whether_it_takes_part(node: Node, progress: Progress) -> None:
     """A removed node starts, and takes no part: its own log may say so, else its peers soon will."""
     try:
         pages = Pages(node.segment_name())
-    except (OSError, ValueError):
+    except SegmentError:
         return  # stopped again meanwhile
     if pages.worker["state"] == WorkerState.STOPPED and (why := pages.worker_error()):
         progress.say(f"note: it takes no part in consensus: {why}")

@@ -13,12 +13,13 @@ from pgraft.postgres.members import join_address
 from pgraft.postgres.process import ProcessRef
 from pgraft.postgres.reader import Reader
 from pgraft.postgres.settings import NodeConfig
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import BlockUnreadable, Status, read_status
 from pgraft.shm.layout import WorkerState
-from pgraft.shm.segment import Segment, SegmentError
+from pgraft.shm.place import SegmentError
+from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns
-from pgraft_launcher import rundir
 from pgraft_launcher.node import Node
 from pgraft_launcher.policy import TITLES, Part
 
@@ -35,11 +36,14 @@ class NodeStatus:
         self.supervisor = node.supervisor()
         self.given_up = record.given_up if record else {}
         self.config = node.config()
-        self.state, self.error = "stopped", ""
+        self.state, self.error = "stopped", node.other()
         try:
             self.dsn = dsn(node, settings)
         except PostgresError as error:
-            self.dsn, self.error = "", error.message  # it does not run, and cannot be started as it is
+            self.dsn, self.error = (
+                "",
+                self.error or error.message,
+            )  # it does not run, and cannot be started as it is
         self.is_leader = False
         self.is_catching_up = False
         self.raft = Status()
@@ -53,10 +57,13 @@ class NodeStatus:
 
     def _read_segment(self) -> None:
         try:
-            segment = segments.attach(self.node.segment_name(), readonly=True)
+            name = self.node.segment_name()
+            if not name:
+                self.error = self.error or self._why_no_segment()
+                return
+            segment = segments.attach(name, readonly=True)
         except SegmentError as error:
-            if rundir.read_segment_name(self.node.data_dir) or Part.WORKER in self.processes:
-                self.error = str(error)  # after an orderly stop it is not missed
+            self.error = str(error)
             return
         try:
             self._read_worker(segment)
@@ -66,12 +73,19 @@ class NodeStatus:
         finally:
             segment.close()
 
+    def _why_no_segment(self) -> str:
+        """Empty after an orderly stop, when it is not missed. Raises SegmentError, which tells, too."""
+        stored = place.stored_name(self.node.data_dir)
+        if stored:
+            segments.attach(stored, readonly=True).close()
+            return f"segment {stored} was made for another node, whose pgraft.data_dir was copied"
+        return f"the segment of this node is not in {place.SHM_DIR}" if Part.WORKER in self.processes else ""
+
     def _read_worker(self, segment: Segment) -> None:
-        worker = segment.worker
-        self.is_leader = worker["lease_end_ns"] > now_ns()
         if Part.WORKER not in self.processes:
-            return
-        self.is_catching_up = bool(worker["catching_up"])
+            return  # nobody vouches for what it left
+        self.is_leader = segment.worker["lease_end_ns"] > now_ns()
+        self.is_catching_up = bool(segment.worker["catching_up"])
         state = segment.worker_state(now_ns())
         self.state = state.name.lower()
         if state in (WorkerState.ERROR, WorkerState.STOPPED):
@@ -79,15 +93,20 @@ class NodeStatus:
         if state == WorkerState.ERROR and not self.error:
             self.error = "the Raft worker has been silent for an election timeout"
 
+    @property
+    def leader_id(self) -> int:
+        """The leader that the node knows now; 0 when it knows none, or takes no part: what it saw is old."""
+        has_part = Part.WORKER in self.processes and self.state != WorkerState.ERROR.name.lower()
+        return self.raft.leader_id if has_part else 0
+
     def as_dict(self) -> dict[str, Any]:
         """The object of `status --json`."""
-        runs = Part.WORKER in self.processes
         return {
             "name": self.name,
             "node_id": self.node_id,
             "state": self.state,
             "is_leader": self.is_leader,
-            "leader": self.raft.leader_id if runs else 0,
+            "leader": self.leader_id,
             "term": self.raft.term,
             "commit_index": self.raft.commit_index,
             "data_dir": self.node.pgdata,
@@ -119,14 +138,16 @@ class NodeStatus:
         for part in (Part.POSTMASTER, Part.WORKER, Part.NETWORK):
             out.append(f"  {TITLES[part]:<16} {self._process_text(part)}")
         if Part.WORKER in self.processes:
-            role = "this node is the leader" if self.is_leader else f"leader is node {self.raft.leader_id}"
-            role = role if self.is_leader or self.raft.leader_id else "no leader is known"
+            role = "this node is the leader" if self.is_leader else f"leader is node {self.leader_id}"
+            role = role if self.is_leader or self.leader_id else "no leader is known"
             out.append(
                 f"  Raft             {self.state}, {role}, term {self.raft.term},"
                 f" commit index {self.raft.commit_index}, at {self._raft_address}"
             )
         if self.is_catching_up:
             out.append("  note             adopted: it gives no vote until it has caught up with a leader")
+        if self.node.configured_data_dir != self.node.data_dir:
+            out.append(f"  after a restart  pgraft.data_dir is {self.node.configured_data_dir}")
         if self.error:
             out.append(f"  error            {self.error}")
         if self.is_running:

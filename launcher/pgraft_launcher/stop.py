@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import time
 
-from pgraft.postgres import binaries, process
-from pgraft.postgres.process import ProcessRef
 from pgraft_launcher import daemon, rundir, tls
 from pgraft_launcher.errors import LaunchError
 from pgraft_launcher.logfile import open_log
@@ -38,8 +37,12 @@ def is_running(node: Node) -> bool:
 
 def stop(node: Node, options: StopOptions) -> None:
     """Stop all three parts, in order. LaunchError when nothing runs, or something does not end in time."""
-    supervisor = node.supervisor()
-    ending = _ask(supervisor, options.mode) if supervisor else _stop_orphans(node, options)
+    node.refuse_other()
+    ending = node.open_supervisor()
+    if ending is None:
+        ending = _stop_orphans(node, options)
+    else:
+        _ask(ending, options.mode)
     if not options.wait:
         options.progress.say("node shutting down")
         return
@@ -54,11 +57,9 @@ def stop(node: Node, options: StopOptions) -> None:
     options.progress.say("node stopped")
 
 
-def _ask(supervisor: ProcessRef, mode: StopMode) -> int | None:
-    ending = process.open_pidfd(supervisor)
-    if ending is not None:
-        signal.pidfd_send_signal(ending, SIGNAL_BY_STOP[mode])
-    return ending
+def _ask(supervisor: int, mode: StopMode) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile, as was wanted
+        signal.pidfd_send_signal(supervisor, SIGNAL_BY_STOP[mode])
 
 
 def _stop_orphans(node: Node, options: StopOptions) -> int:
@@ -108,10 +109,8 @@ def _plan_without_record(node: Node) -> Plan:
     )
 
 
-def _await(ending: int | None, options: StopOptions) -> bool:
+def _await(ending: int, options: StopOptions) -> bool:
     """Until a pidfd or a pipe's other end says that the supervisor has left."""
-    if ending is None:
-        return True
     deadline = time.monotonic() + options.timeout_s
     poller = select.poll()
     poller.register(ending, select.POLLIN)
@@ -127,16 +126,11 @@ def _await(ending: int | None, options: StopOptions) -> bool:
 
 def reload(node: Node, progress: Progress) -> None:
     """PostgreSQL reads its files again, and the network process its certificates."""
-    if node.postmaster() is None:
+    node.refuse_other()
+    if not _hang_up(node, Part.POSTMASTER):
         raise LaunchError(f"the node in {node.config_dir} is not running", hint="pgraft-launch start")
-    binaries.run([node.installation.program("pg_ctl"), "reload", "-s", "-D", node.pgdata])
-    network = node.living().get(Part.NETWORK)
-    descriptor = process.open_pidfd(network) if network else None
     config = node.config()
-    if descriptor is not None:
-        signal.pidfd_send_signal(descriptor, signal.SIGHUP)
-        os.close(descriptor)
-    elif config is not None and config.ssl_enabled:
+    if not _hang_up(node, Part.NETWORK) and config is not None and config.ssl_enabled:
         raise LaunchError(
             "PostgreSQL signaled, but no certificates were loaded: the node's network process does not run",
             hint="the server log says why; with the reason mended: pgraft-launch restart",
@@ -144,3 +138,17 @@ def reload(node: Node, progress: Progress) -> None:
     if config is not None:
         tls.check_reloaded(config)
     progress.say("node signaled")
+
+
+def _hang_up(node: Node, part: Part) -> bool:
+    """Send SIGHUP, as pg_ctl reload does; whether the process was there to get it."""
+    descriptor = node.open_part(part)
+    if descriptor is None:
+        return False
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGHUP)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -17,7 +17,7 @@ from typing import assert_never
 
 from pgraft.log import log
 from pgraft.postgres import postmaster, process
-from pgraft.postgres.process import ProcessRef
+from pgraft.postgres.process import ProcessRef, Program
 from pgraft.shm.layout import WorkerState, Yields
 from pgraft.shm.words import now_ns
 from pgraft_launcher import children, policy, rundir
@@ -35,6 +35,7 @@ HAND_OVER_POLL_S = 0.002
 
 STOP_MODES = tuple(StopMode)
 Commands = Mapping[Part, list[str]]
+Programs = Callable[[Part], Program]
 
 _STOP_BY_SIGNAL = {
     signal.SIGTERM: StopMode.FAST,
@@ -60,12 +61,22 @@ def commands_of(plan: Plan) -> dict[Part, list[str]]:
 
 
 class Supervisor:
-    """Keeps the processes of one node. `reports` gets one JSON object a line for a waiting `start`."""
+    """Keeps the processes of one node. `reports` gets one JSON object a line for a waiting `start`.
+    `programs` tells what a process must run to be taken over."""
 
-    def __init__(self, record: Record, pages: Pages, commands: Commands, *, reports: int = -1) -> None:
+    def __init__(
+        self,
+        record: Record,
+        pages: Pages,
+        commands: Commands,
+        *,
+        programs: Programs | None = None,
+        reports: int = -1,
+    ) -> None:
         self._record = record
         self._pages = pages
         self._commands = commands
+        self._programs = programs or record.claim().program
         self._reports = reports
         self._policy = Policy(_yields_of(pages))
         self._selector = selectors.DefaultSelector()
@@ -134,7 +145,7 @@ class Supervisor:
 
     def _adopt(self) -> list[Part]:
         for part, ref in self._record.processes.items():
-            held = children.adopt(ref)
+            held = children.adopt(ref, self._programs(part))
             if held is not None:
                 log("LOG", f"took over {policy.TITLES[part]}, PID {ref.pid}")
                 self._hold(part, held)

@@ -17,7 +17,8 @@ from pgraft.inspector.picture import take_picture
 from pgraft.inspector.rings import take_rings
 from pgraft.inspector.target import InspectError, open_target
 from pgraft.inspector.watch import watch
-from pgraft.shm.segment import Segment, SegmentError
+from pgraft.shm.place import SegmentError
+from pgraft.shm.segment import Segment
 
 INTERVAL_S_MIN, INTERVAL_S_MAX = 0.05, 3600.0
 _EPILOG = """\

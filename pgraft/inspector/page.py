@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgraft.inspector.picture import ROLE_NAMES, MemberPicture, Picture, StatusPicture
 from pgraft.inspector.rings import RingsPicture, RingUsage, SlotPicture, WaitingCommand, WaitingMessage
 from pgraft.inspector.text import ago, size, table
-from pgraft.shm.layout import Role
+from pgraft.shm.layout import Role, WorkerState
 
 ROWS_SHOWN_MAX = 40
 """Waiting records of one ring, and slots, that a page shows; json shows them all."""
@@ -55,6 +55,8 @@ def _facts(picture: Picture) -> list[str]:
 def _leadership(picture: Picture) -> str:
     if picture.is_leader:
         return f"yes, its lease runs for another {picture.lease_ms_left:.0f} ms"
+    if picture.state == WorkerState.ERROR.name.lower():
+        return "no; it takes no part in consensus"
     leader = picture.status.leader_id if picture.status is not None else 0
     return f"no; the leader it knows is node {leader}" if leader else "no; it knows no leader"
 

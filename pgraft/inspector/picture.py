@@ -179,6 +179,8 @@ def take_picture(segment: Segment) -> Picture:
         notes=notes,
     )
     _note_processes(picture)
+    if picture.state == WorkerState.ERROR.name.lower():
+        _mark_left(picture)
     return picture
 
 
@@ -285,6 +287,17 @@ def _mark_silent(picture: MemberPicture, election_timeout_ms: int) -> None:
     heard = picture.heard_ms_ago
     if not picture.is_self and (heard is None or heard > election_timeout_ms):
         picture.state = "Unreachable"
+
+
+def _mark_left(picture: Picture) -> None:
+    """A worker that left consensus, or hangs, published its last status before that: nobody leads by it."""
+    if picture.status is not None:
+        picture.status.leader_id = 0
+    for member in picture.members:
+        member.is_leader = False
+        if member.is_self:
+            member.state = "Unreachable"
+    picture.notes.append("this node takes no part in consensus: its values are those of when it left")
 
 
 def _note_processes(picture: Picture) -> None:

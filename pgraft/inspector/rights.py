@@ -12,7 +12,7 @@ from pgraft.inspector.target import InspectError
 from pgraft.ownership import Step
 from pgraft.postgres.reader import guess_data_directory
 from pgraft.privileges import PrivilegeError
-from pgraft.shm.segment import NAME_PREFIX, SHM_DIR
+from pgraft.shm.place import NAME_PREFIX, SHM_DIR
 
 
 def settle(directory: str | None, name: str | None) -> None:

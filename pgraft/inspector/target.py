@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pgraft.inspector.text import clean
 from pgraft.postgres.reader import guess_data_directory
-from pgraft.shm.segment import NAME_PREFIX, SHM_DIR, Segment, SegmentError, attach
+from pgraft.shm import place
+from pgraft.shm.place import SHM_DIR, SegmentError
+from pgraft.shm.segment import Segment, attach
 
-NAME_BYTES_MAX = 255
 NAMES_SHOWN_MAX = 5
-CANDIDATES_MAX = 256
-"""Segments that are looked at when the one of a data directory is searched."""
 _OWN_FILES = ("postgresql.conf", "identity", "LOCK")
 
 
@@ -33,98 +31,82 @@ def open_target(directory: str | None, name: str | None) -> Segment:
     directory = name or directory or os.environ.get("PGDATA")
     if directory is None:
         return _open_only_one()
-    return _open(name_of_directory(Path(directory)))
+    return _open(*name_of_directory(Path(directory)))
 
 
-def name_of_directory(directory: Path) -> str:
-    """The segment's name for a PostgreSQL data directory, or for a pgraft.data_dir."""
+def name_of_directory(directory: Path) -> tuple[str, int]:
+    """The segment's name for a PostgreSQL data directory, or for a pgraft.data_dir.
+
+    With it comes the directory's owner: the segment must belong to the same user.
+    """
     try:
         if not directory.is_dir():
             raise InspectError(f'"{directory}" is not a directory: give -D the PostgreSQL data directory')
-        pgdata = guess_data_directory(directory).resolve()
+        pgdata, owner = guess_data_directory(directory).resolve(), directory.stat().st_uid
         stored = (
-            _stored_name(directory)
-            or _of_pgdata(pgdata)
-            or _stored_name(pgdata.with_name(pgdata.name + ".pgraft"))
+            place.stored_name(directory, owner)
+            or _of_pgdata(pgdata, owner)
+            or place.stored_name(pgdata.with_name(pgdata.name + ".pgraft"), owner)
         )
     except PermissionError as error:
         raise InspectError(
             f'cannot read "{error.filename}": {error.strerror}: run as its owner or as root'
         ) from error
-    if stored is None and not any((directory / file).exists() for file in ("PG_VERSION", *_OWN_FILES)):
+    except SegmentError as error:
+        raise InspectError(str(error)) from error
+    if not stored and not any((directory / file).exists() for file in ("PG_VERSION", *_OWN_FILES)):
         raise InspectError(f'"{directory}" is neither a PostgreSQL data directory nor a pgraft.data_dir')
-    if stored is None:
+    if not stored:
         raise InspectError(
             f'no segment for "{directory}": the node was stopped or never started;'
             f' start it with "pgraft-launch start -D {directory}"'
         )
-    return stored
+    return stored, owner
 
 
-def _stored_name(data_dir: Path) -> str | None:
-    try:
-        with (data_dir / "run" / "segment").open("rb") as file:
-            text = file.read(NAME_BYTES_MAX + 1).decode("utf-8", "replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return _clean_name(text) if text else None
-
-
-def _of_pgdata(pgdata: Path) -> str | None:
-    """The newest segment whose header names `pgdata`, made by the owner of that directory."""
-    wanted, owner = str(pgdata), pgdata.stat().st_uid
-    found: list[tuple[int, int, str]] = []
-    for name in _candidates():
-        try:
-            if (SHM_DIR / name).stat().st_uid != owner:
-                continue
-            segment = attach(name, readonly=True)
-        except (OSError, SegmentError):
-            continue
-        if os.path.realpath(clean(segment.text("pgdata"))) == wanted:
-            found.append((-segment.header["retired"], segment.header["created_boot_ns"], name))
-        segment.close()
-    return max(found)[2] if found else None
-
-
-def _candidates() -> list[str]:
-    try:
-        names = sorted(name for name in os.listdir(SHM_DIR) if name.startswith(NAME_PREFIX))
-    except OSError:
-        return []
-    return names[:CANDIDATES_MAX]
+def _of_pgdata(pgdata: Path, owner: int) -> str:
+    """The newest segment made for `pgdata`, by the owner of that directory."""
+    newest = next(iter(place.find_of_pgdata(pgdata, owner)), None)
+    return newest.name if newest else ""
 
 
 def _clean_name(text: str) -> str:
     name = text.removeprefix(f"{SHM_DIR}/").removeprefix("/")
-    if not name or "/" in name or not name.isprintable() or len(name.encode()) > NAME_BYTES_MAX:
+    if not place.is_name(name):
         raise InspectError(f"{text!r} is neither a directory nor the name of a segment")
     return name
 
 
 def _open_only_one() -> Segment:
-    names = _candidates()
+    names = place.own_names()
     match names:
         case [only]:
             return _open(only)
         case []:
-            raise InspectError(f'no segment in {SHM_DIR}: start a node with "pgraft-launch start -D DIR"')
+            raise InspectError(
+                f'no segment of yours in {SHM_DIR}: start a node with "pgraft-launch start -D DIR"'
+            )
         case _:
             shown = ", ".join(names[:NAMES_SHOWN_MAX]) + (" ..." if len(names) > NAMES_SHOWN_MAX else "")
             raise InspectError(f"{len(names)} segments are here: give -D DIR or one of {shown}")
 
 
-def _open(name: str) -> Segment:
+def _open(name: str, owner: int | None = None) -> Segment:
     try:
-        return attach(name, readonly=True)
+        return attach(name, readonly=True, owner=_named_owner(name) if owner is None else owner)
     except SegmentError as error:
         raise InspectError(f"{error}{_hint(name)}") from error
 
 
+def _named_owner(name: str) -> int | None:
+    """Whose segment root asks for by its name: the name says it. Anybody else sees only their own."""
+    user = name.removeprefix(place.NAME_PREFIX).partition(".")[0]
+    return int(user) if os.geteuid() == 0 and user.isascii() and user.isdigit() else None
+
+
 def _hint(name: str) -> str:
-    path = SHM_DIR / name
-    if not path.exists():
+    try:
+        owner = (SHM_DIR / name).lstat().st_uid
+    except OSError:
         return '; the node is stopped: start it with "pgraft-launch start"'
-    if not os.access(path, os.R_OK):
-        return ": run as its owner or as root"
-    return ""
+    return "" if owner == os.geteuid() else ": run as its owner or as root"

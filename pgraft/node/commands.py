@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from pgraft.ownfile import ForeignFile
 from pgraft.shm.doorbell import open_bell, ring_fd
 from pgraft.shm.layout import COMMAND_RECORD_BYTES, COMMAND_RECORD_WORDS, CommandFlag, Outcome, SlotState
 from pgraft.shm.segment import Segment, Slot, slot_bell
@@ -175,7 +176,7 @@ class CommandSource:
         if fd is None:
             try:
                 fd = open_bell(self._run_dir / slot_bell(number))
-            except FileNotFoundError:
+            except (FileNotFoundError, ForeignFile):
                 # The session looks at its slot again within a second; the supervisor makes the FIFOs.
                 return
             self._bells[number] = fd

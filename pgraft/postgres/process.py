@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from collections.abc import Callable
 from typing import NamedTuple
 
 _STAT_FIELD_STATE = 0  # counted behind the command's closing parenthesis
@@ -17,6 +18,7 @@ _STAT_FIELD_FLAGS = 6
 _STAT_FIELD_START = 19
 _PF_EXITING = 4  # include/linux/sched.h
 _DEAD_STATES = ("Z", "X", "x")
+COMMAND_LINE_BYTES_MAX = 64 * 1024
 
 
 class ProcessRef(NamedTuple):
@@ -24,6 +26,10 @@ class ProcessRef(NamedTuple):
 
     pid: int
     start: int
+
+
+Program = Callable[[int], bool]
+"""Whether the process of this pid runs what it should. OSError where it cannot be told."""
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -84,17 +90,75 @@ def identify_dying(pid: int) -> ProcessRef | None:
     return ProcessRef(pid, int(fields[_STAT_FIELD_START]))
 
 
-def open_pidfd(ref: ProcessRef) -> int | None:
-    """A descriptor that becomes readable when this process ends; None when it has ended already."""
+def open_pidfd(ref: ProcessRef, program: Program | None = None) -> int | None:
+    """A descriptor that becomes readable when this process ends; None when it has ended already.
+
+    With `program`, also None when that process is not ours or runs something else: so a pid that comes
+    from a file or from memory must be opened before it is signalled.
+    """
+    if ref.pid <= 0:
+        return None
     try:
         descriptor = os.pidfd_open(ref.pid)
     except OSError:
         return None
-    # Opened by number, so the number may have passed to another process just before: check after.
-    if start_ticks(ref.pid) != ref.start:
+    # Opened by number, so the number may have passed to another process just before: check after. While
+    # the descriptor's process lives, the number is its own, and what /proc says is said of it.
+    is_it = start_ticks(ref.pid) == ref.start and (program is None or is_own(ref.pid, program))
+    if not is_it or (program is not None and _has_ended(descriptor)):
         os.close(descriptor)
         return None
     return descriptor
+
+
+def is_own(pid: int, program: Program) -> bool:
+    """Whether a process is this user's, and runs that. One of another user is not, hidden or not."""
+    try:
+        return _user_ids(pid) == (os.getuid(), os.geteuid()) and program(pid)
+    except OSError:
+        return False
+
+
+def is_running(ref: ProcessRef, program: Program) -> bool:
+    """Whether exactly this process lives, is ours, and runs that."""
+    descriptor = open_pidfd(ref, program)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
+
+
+def _user_ids(pid: int) -> tuple[int, int] | None:
+    """Real and effective user id."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("Uid:"):
+                _, real, effective, *_ = line.split()
+                return int(real), int(effective)
+    return None
+
+
+def _has_ended(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def module_words(pid: int, module: str) -> list[str] | None:
+    """The arguments of a process that runs `python -m module`; None of another. OSError: it has ended."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = [os.fsdecode(word) for word in file.read(COMMAND_LINE_BYTES_MAX).split(b"\0")]
+    for number, word in enumerate(words[1:], 1):
+        if word == "-m":
+            return words[number + 2 : -1] if words[number + 1 : number + 2] == [module] else None
+        if not word.startswith("-"):
+            return None
+    return None
+
+
+def runs_in(executable: str, device: int, inode: int) -> Program:
+    """A program of this file name whose working directory is that one."""
+    return lambda pid: _runs_in(pid, (device, inode), executable)
 
 
 def wait_ended(ref: ProcessRef, timeout_s: float) -> bool:
@@ -123,7 +187,7 @@ def children_with_cwd(directory: str, executable: str) -> list[ProcessRef]:
     found = []
     for entry in os.listdir("/proc"):
         with contextlib.suppress(OSError):
-            if entry.isdigit() and _runs_in(int(entry), wanted, executable):
+            if entry.isdigit() and _runs_in(int(entry), (wanted.st_dev, wanted.st_ino), executable):
                 ref = identify(int(entry))
                 found += [ref] if ref is not None else []
     return found
@@ -132,17 +196,18 @@ def children_with_cwd(directory: str, executable: str) -> list[ProcessRef]:
 def runs_something_else(pid: int, directory: str, executable: str) -> bool:
     """Whether it certainly is none of `children_with_cwd`; False, too, where this user may not see it."""
     try:
-        return not _runs_in(pid, os.stat(directory), executable)
+        wanted = os.stat(directory)
+        return not _runs_in(pid, (wanted.st_dev, wanted.st_ino), executable)
     except OSError:
         return False
 
 
-def _runs_in(pid: int, directory: os.stat_result, executable: str) -> bool:
+def _runs_in(pid: int, directory: tuple[int, int], executable: str) -> bool:
     """OSError where it cannot be told: the process has ended, or is not this user's to look at."""
     if _program(pid) != executable:
         return False
     cwd = os.stat(f"/proc/{pid}/cwd")
-    return (cwd.st_dev, cwd.st_ino) == (directory.st_dev, directory.st_ino)
+    return (cwd.st_dev, cwd.st_ino) == directory
 
 
 def _program(pid: int) -> str:

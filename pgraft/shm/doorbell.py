@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pgraft import ownfile
 from pgraft.shm.layout import Sleep
 from pgraft.shm.rings import WordRef
 from pgraft.shm.words import fence
@@ -21,8 +22,11 @@ _DRAIN_BYTES = 4096
 
 
 def open_bell(path: Path) -> int:
-    """Open a bell's FIFO, readable and writable so that neither end ever sees the other go away."""
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Open a bell's FIFO, readable and writable so that neither end ever sees the other go away.
+
+    OSError when there is none, or something else under its name (ForeignFile).
+    """
+    return ownfile.open_own(path, os.O_RDWR, kind=ownfile.Kind.FIFO)
 
 
 def ring_fd(fd: int) -> None:

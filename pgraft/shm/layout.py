@@ -59,7 +59,9 @@ HEADER_WORDS = _number(
     " status_offset status_copy_bytes members_offset members_copy_bytes"
     " command_offset command_ring_bytes slots_offset slot_count slot_bytes"
     " inbound_offset inbound_bytes outbound_offset outbound_bytes max_entry_bytes yields"
+    " pgdata_device pgdata_inode data_dir_device data_dir_inode"
 )
+"""The last four say which directories the segment was made for, whatever they are called by now."""
 HEADER_TEXTS = {  # name -> (offset of the length word within the page, bytes of room behind it)
     "version": (1024, 56),
     "node_name": (1088, 120),

@@ -1,4 +1,4 @@
-"""Creating and attaching the segment: the only module that makes `SharedMemory` objects.
+"""Creating and attaching the segment: the only module that makes `SharedMemory` objects (place.py opens).
 
 On no version of Python does anything stay registered with the resource tracker, which would unlink
 the segment when any registered process dies, and which is a process of its own.
@@ -12,25 +12,31 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgraft.shm import layout
 from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL
 from pgraft.shm.layout import PAGE_BYTES, SLOT_BACKEND_WORDS, SLOT_WORKER_WORDS, WorkerState, align
+from pgraft.shm.place import (
+    SHM_DIR,
+    SegmentError,
+    SegmentExists,
+    is_current,
+    map_segment,
+    open_segment,
+    place_of,
+    unlink,
+)
 from pgraft.shm.rings import RingReader, RingWriter, WordRef
 from pgraft.shm.words import WordPage, now_ns
 
-NAME_PREFIX = "pgraft."
-SHM_DIR = Path("/dev/shm")
+if TYPE_CHECKING:
+    from multiprocessing.shared_memory import SharedMemory
+
 _U64_MAX = 2**64 - 1
 _FUTURE_BEAT_NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-class SegmentError(Exception):
-    """A segment that is not there, or is not what it should be; the text says which and why."""
 
 
 class Segment:
@@ -251,14 +257,10 @@ class Slot:
 # --- creating and attaching -------------------------------------------------------------------------
 
 
-def segment_name(data_dir: Path) -> str:
-    """The segment's name, derived from the path of the Raft state: one node, one name."""
-    path = os.path.realpath(data_dir)
-    return f"{NAME_PREFIX}{os.geteuid()}.{zlib.crc32(path.encode()):08x}{zlib.adler32(path.encode()):08x}"
-
-
 @contextlib.contextmanager
 def _untracked() -> Iterator[None]:
+    from multiprocessing import resource_tracker
+
     register, unregister = resource_tracker.register, resource_tracker.unregister
     resource_tracker.register = lambda name, rtype: None
     resource_tracker.unregister = lambda name, rtype: None
@@ -288,30 +290,12 @@ def create(name: str, *, command_ring_bytes: int, slot_count: int) -> Segment:
     """Make the segment, mode 0600, with all its pages reserved, so that no access can meet SIGBUS.
 
     The magic is stored last by the caller through `open_for_use`, when the header is complete.
-    Raises SegmentError (/dev/shm full, name taken).
+    Raises SegmentExists (the name is taken), and SegmentError (/dev/shm is full).
     """
     words = _regions(command_ring_bytes, slot_count)
-    size = words["segment_bytes"]
+    memory = _make_memory(name, words["segment_bytes"])
     try:
-        with _untracked():
-            memory = SharedMemory(name, create=True, size=size)
-    except FileExistsError as error:
-        raise SegmentError(f"segment {name} exists already") from error
-    except OSError as error:
-        raise SegmentError(f"cannot create segment {name}: {error.strerror}") from error
-    try:
-        fd = os.open(SHM_DIR / name, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.posix_fallocate(fd, 0, size)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        unlink(name)
-        memory.close()
-        raise SegmentError(
-            f"cannot reserve {size} bytes in {SHM_DIR} for segment {name}: {error.strerror}"
-        ) from error
-    try:
+        _reserve(name, words["segment_bytes"])
         _init_lock(memory, words["command_offset"] + layout.COMMAND_LOCK_OFFSET)
     except SegmentError:
         unlink(name)
@@ -323,6 +307,43 @@ def create(name: str, *, command_ring_bytes: int, slot_count: int) -> Segment:
     return segment
 
 
+def _make_memory(name: str, size: int) -> SharedMemory:
+    from multiprocessing.shared_memory import SharedMemory  # heavy, and only whoever creates one needs it
+
+    try:
+        with _untracked():
+            return SharedMemory(name, create=True, size=size)
+    except FileExistsError as error:
+        raise SegmentExists(f"segment {name} exists already") from error
+    except OSError as error:
+        raise SegmentError(f"cannot create segment {name}: {error.strerror}") from error
+
+
+def _reserve(name: str, size: int) -> None:
+    descriptor = open_segment(name, writable=True)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise SegmentError(
+            f"cannot reserve {size} bytes in {SHM_DIR} for segment {name}: {error.strerror}"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def set_directories(segment: Segment, *, data_dir: str | Path, pgdata: str | Path) -> None:
+    """Say in the header which directories the segment is made for: by path, and by device and inode.
+
+    The path is for people, and is on the command lines of the node's processes. Device and inode are what
+    is compared: a copy of a directory has the same settings, and other ones.
+    """
+    for name, directory in (("data_dir", data_dir), ("pgdata", pgdata)):
+        segment.set_text(name, str(directory))
+        place = place_of(directory)
+        if place is not None:
+            segment.header[f"{name}_device"], segment.header[f"{name}_inode"] = place
+
+
 def open_for_use(segment: Segment, epoch: int) -> None:
     """The header is complete: let others in."""
     segment.header["created_boot_ns"] = now_ns()
@@ -331,34 +352,19 @@ def open_for_use(segment: Segment, epoch: int) -> None:
     segment.header["magic"] = layout.MAGIC
 
 
-def attach(name: str, *, readonly: bool = False) -> Segment:
-    """Map an existing segment after checking that it is one of ours, of this layout.
+def attach(name: str, *, readonly: bool = False, owner: int | None = None) -> Segment:
+    """Map an existing segment after checking that it is one of ours (or of `owner`), of this layout.
 
     Raises SegmentError naming what is wrong. `readonly` maps it so that it cannot be written.
     """
-    path = SHM_DIR / name
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise SegmentError(f"no segment {name} in {SHM_DIR}: {error.strerror}") from error
-    if size < layout.STATUS_OFFSET + 2 * layout.STATUS_COPY_BYTES:
-        raise SegmentError(f"segment {name} has only {size} bytes: not a pgraft segment")
-    segment = _map_readonly(name, path) if readonly else _map(name)
+    mapped = map_segment(name, 0, writable=not readonly, owner=owner)
+    segment = Segment(name, memoryview(mapped), mapped)
     try:
         _check(segment)
     except SegmentError:
         segment.close()
         raise
     return segment
-
-
-def _map(name: str) -> Segment:
-    try:
-        with _untracked():
-            memory = SharedMemory(name)
-    except OSError as error:
-        raise SegmentError(f"cannot map segment {name}: {error.strerror}") from error
-    return Segment(name, _buffer(memory), memory)
 
 
 def _buffer(memory: SharedMemory) -> memoryview:
@@ -368,23 +374,11 @@ def _buffer(memory: SharedMemory) -> memoryview:
     return buffer
 
 
-def _map_readonly(name: str, path: Path) -> Segment:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SegmentError(f"cannot open segment {name}: {error.strerror}") from error
-    try:
-        mapped = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(fd)
-    return Segment(name, memoryview(mapped), mapped)
-
-
 def _check(segment: Segment) -> None:
     header = segment.header
     if header["magic"] != layout.MAGIC:
         raise SegmentError(f"segment {segment.name} has no pgraft header, or was never completed")
-    if header["layout_version"] != layout.LAYOUT_VERSION:
+    if not is_current(header):
         raise SegmentError(
             f"segment {segment.name} has layout version {header['layout_version']},"
             f" this pgraft reads version {layout.LAYOUT_VERSION}"
@@ -404,12 +398,6 @@ def _check(segment: Segment) -> None:
     for offset, size in extents:
         if offset % 8 or offset + size > segment.size or not size:
             raise SegmentError(f"segment {segment.name}: its header does not fit its size")
-
-
-def unlink(name: str) -> None:
-    """Remove the segment's name; whoever has it mapped keeps the memory. Nothing there: nothing done."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(SHM_DIR / name)
 
 
 def _init_lock(memory: SharedMemory, offset: int) -> None:

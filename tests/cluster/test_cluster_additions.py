@@ -21,12 +21,12 @@ import psycopg
 import pytest
 
 from pgraft.shm.blocks import StatusRow, read_status
-from pgraft.shm.segment import attach
 from tests.cluster.test_cluster_operations import add, ask, check, members
 from tests.soak.places import Doors
 from tests.soak.proxy import Faults, proxy
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Failed, Node, eventually
+from tests.support.segments import attach_any
 from tests.support.sql_load import Load, load
 
 pytestmark = pytest.mark.cluster
@@ -61,7 +61,7 @@ class Progress:
     """What the leader knows of the newcomer, from its segment: many times faster than by SQL."""
 
     def __init__(self, leader: Node, newcomer: Node) -> None:
-        self._segment = attach((leader.raft_dir / "run" / "segment").read_text().strip(), readonly=True)
+        self._segment = attach_any(leader.segment_name)
         self._id = newcomer.node_id
 
     def close(self) -> None:

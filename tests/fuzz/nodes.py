@@ -33,6 +33,7 @@ from pgraft.postgres.settings import Member as InitialMember
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.codec import encode_conf_change
 from pgraft.raft.types import ConfChange, ConfState, Entry, Message, MessageType, Snapshot, StateType
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import read_status
 from pgraft.shm.segment import Segment
@@ -92,10 +93,9 @@ def segment() -> Segment:
     ):
         module.log = lambda *_, **__: None  # type: ignore[attr-defined]
     name = config("new").segment_name
-    segments.unlink(name)
     made = segments.create(name, command_ring_bytes=65536, slot_count=2)
     segments.open_for_use(made, 1)
-    atexit.register(segments.unlink, name)
+    atexit.register(place.unlink, name)
     atexit.register(made.close)
     return made
 

@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 
 from pgraft.node.commands import RESTARTED, CommandSource
-from pgraft.shm import layout, segment
+from pgraft.shm import layout, place, segment
 from pgraft.shm.blocks import BlockUnreadable, read_members, read_status
+from pgraft.shm.place import SegmentError
 from pgraft.shm.rings import RingReader, WordRef
-from pgraft.shm.segment import Segment, SegmentError
+from pgraft.shm.segment import Segment
 from pgraft.transport import records
 from pgraft.transport.records import RecordMalformed
 from tests.fuzz.disk import directory
@@ -108,14 +109,13 @@ def unpacking(data: bytes) -> None:
 @cache
 def shared() -> Segment:
     """One segment for all inputs."""
-    name = segment.segment_name(directory())
-    segment.unlink(name)
+    name = place.new_name(directory())
     made = segment.create(name, command_ring_bytes=COMMAND_RING_BYTES, slot_count=SLOTS)
     run_dir = directory() / "run"
     run_dir.mkdir()
     segment.make_fifos(run_dir, SLOTS)
     segment.open_for_use(made, 1)
-    atexit.register(segment.unlink, name)
+    atexit.register(place.unlink, name)
     atexit.register(made.close)
     return made
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from pgraft.shm import segment
+from pgraft.shm import place
 from tests.fuzz import corpus
 from tests.fuzz.target import Target
 
@@ -87,7 +87,8 @@ def _libfuzzer(target: Target, *arguments: str) -> tuple[str, int]:
             )
         finally:
             for data_dir in (Path(name), Path(name) / "node"):
-                segment.unlink(segment.segment_name(data_dir))
+                for left in place.find_leftovers(data_dir):
+                    place.unlink(left)
     return done.stderr + done.stdout, done.returncode
 
 

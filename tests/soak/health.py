@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import psutil
 
-from pgraft.shm.segment import NAME_PREFIX, SHM_DIR, SegmentError, attach
+from pgraft.shm.place import NAME_PREFIX, SHM_DIR, SegmentError
 from tests.soak.field import PARTS, Field
 from tests.support.pgcluster import Cluster, Failed, eventually
+from tests.support.segments import attach_any
 
 SETTLE_WAIT_S = 30
 LOG_FILES_OPEN_MAX = 2
@@ -133,7 +134,7 @@ def segments_of(cluster: Cluster) -> list[str]:
     found = []
     for path in SHM_DIR.glob(f"{NAME_PREFIX}*"):
         with contextlib.suppress(SegmentError):
-            segment = attach(path.name, readonly=True)
+            segment = attach_any(path.name)
             if segment.text("data_dir").startswith(str(cluster.root)):
                 found.append(path.name)
             segment.close()

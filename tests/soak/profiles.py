@@ -22,7 +22,6 @@ from typing import NamedTuple
 import psycopg
 
 from bench.samples import percentile
-from pgraft.shm.segment import attach
 from tests.soak.elections import Election, elections
 from tests.soak.places import Doors
 from tests.soak.proxy import Faults, proxy
@@ -30,6 +29,7 @@ from tests.soak.starvation import Starvation, load
 from tests.soak.watch import Watch
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Node, eventually
+from tests.support.segments import attach_any
 
 COMMITS_PER_S = 5
 ENTRY_BYTES = 100
@@ -214,7 +214,7 @@ def _pids(watch: Watch, node: Node) -> list[int]:
 
 
 def _fsync_ms_max(node: Node) -> float:
-    segment = attach(node.segment_name, readonly=True)
+    segment = attach_any(node.segment_name)
     try:
         return segment.worker["fsync_ns_max"] / 1e6
     finally:

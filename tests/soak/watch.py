@@ -9,10 +9,12 @@ import contextlib
 import threading
 
 from pgraft.shm.layout import LOCK_BYTES
-from pgraft.shm.segment import Segment, SegmentError, attach
+from pgraft.shm.place import SegmentError
+from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns
 from tests.soak.history import Life
 from tests.support.pgcluster import Node
+from tests.support.segments import attach_any
 
 LOOK_S = 0.005
 DOUBLE_MAX = 20
@@ -106,7 +108,7 @@ class Watch:
         if old is not None:
             old.close()
         with contextlib.suppress(OSError, SegmentError):
-            segment = attach(node.segment_name, readonly=True)
+            segment = attach_any(node.segment_name)
             self._segments[node.node_id] = segment
             self._ring_locks[node.node_id] = segment.words_at(segment.header["command_offset"], LOCK_BYTES)
             epoch, seen_ns = self._epochs.get(node.node_id, (segment.header["epoch"], 0))

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from pgraft.postgres.settings import Member
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import Status, read_status
 from pgraft.shm.doorbell import WORKER_BELL, Bell, open_bell
@@ -104,7 +105,7 @@ class ProcessNode:
                 process.kill()
                 process.wait()
         self.log.close()
-        segments.unlink(self.config.segment_name)
+        place.unlink(self.config.segment_name)
         os.close(self._bell.fd)
         self.segment.close()
 

@@ -24,6 +24,7 @@ from pgraft.node.boot import build_node, open_durable_state, open_identity
 from pgraft.node.commands import RESTARTED, CommandSource
 from pgraft.node.node import Node
 from pgraft.postgres.settings import Member, NodeConfig
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import Members, Status, read_members, read_status
 from pgraft.shm.layout import COMMAND_RING_OFFSET, PIECE_BYTES_MAX, CommandKind, Outcome, SlotState
@@ -70,7 +71,7 @@ def make_config(data_dir: Path, node_id: int, initial: tuple[Member, ...], **oth
         "listen_port": 7000 + node_id,
         "data_dir": str(data_dir),
         "pgdata": "/nonexistent",
-        "segment_name": segments.segment_name(data_dir),
+        "segment_name": place.new_name(data_dir),
         "election_timeout_ms": ELECTION_MS,
         "heartbeat_interval_ms": HEARTBEAT_MS,
         "ssl_enabled": False,
@@ -102,7 +103,7 @@ def make_run_dir(config: NodeConfig) -> Path:
 def make_segment(config: NodeConfig) -> Segment:
     """The node's segment with its FIFOs, as the supervisor makes them."""
     make_run_dir(config)
-    segments.unlink(config.segment_name)
+    place.unlink(config.segment_name)
     segment = segments.create(
         config.segment_name, command_ring_bytes=config.command_ring_bytes, slot_count=config.slot_count
     )
@@ -249,7 +250,7 @@ class SimNode:
     def close(self) -> None:
         """The end of the test."""
         self.kill()
-        segments.unlink(self.config.segment_name)
+        place.unlink(self.config.segment_name)
         self.segment.close()
 
     def restart(self) -> None:

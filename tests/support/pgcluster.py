@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from pgraft.shm import segment as segments
+from pgraft.shm import place
 from tests.support.disk_faults import DiskFaults
 
 LAUNCH = str(Path(sys.executable).parent / "pgraft-launch")
@@ -418,8 +418,8 @@ class Cluster:
 
     def _unlink_segment(self, node: Node) -> None:
         """By the path in its name: the run directory that tells the name may be lost with the rest."""
-        of_path = segments.segment_name(node.raft_dir).rpartition(".")[2]
-        for left in segments.SHM_DIR.glob(f"{segments.NAME_PREFIX}*.{of_path}"):
+        of_path = place.name_stem(node.raft_dir).rpartition(".")[2]
+        for left in place.SHM_DIR.glob(f"{place.NAME_PREFIX}*.{of_path}*"):
             left.unlink(missing_ok=True)
 
 

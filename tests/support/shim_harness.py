@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import psycopg
 
 from pgraft import __version__
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import MemberRow, MembersWriter, Status, StatusRow, StatusWriter
-from pgraft.shm.doorbell import WORKER_BELL, BellListener, open_bell, ring_fd
+from pgraft.shm.doorbell import WORKER_BELL, BellListener, ring_fd
 from pgraft.shm.layout import (
     COMMAND_RECORD_BYTES,
     COMMAND_RECORD_WORDS,
@@ -238,8 +239,16 @@ def answer_ok(_: Taken) -> list[Reply]:
 class FakeRuntime:
     """A segment and a thread that plays the worker. `taken` is what it took, in order."""
 
-    def __init__(self, data_dir: Path, *, ring_bytes: int = 1024 * 1024, slot_count: int = 300) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        pgdata: Path | None = None,
+        ring_bytes: int = 1024 * 1024,
+        slot_count: int = 300,
+    ) -> None:
         self.data_dir = data_dir
+        self.pgdata = pgdata or data_dir.with_suffix("")
         self.run_dir = data_dir / "run"
         self.handler: Handler = answer_ok
         self.taken: list[Taken] = []
@@ -248,11 +257,15 @@ class FakeRuntime:
         self._stop = threading.Event()
         self._paused = threading.Event()
         self.beating = True
+        self.body = living_process()
+        """In the place of worker and supervisor, for whoever looks whether they live."""
         self._make(ring_bytes, slot_count)
         self.status = StatusWriter(self.segment)
         self.members = MembersWriter(self.segment)
         self._reader = self.segment.command_reader()
         self._bell = BellListener(self.run_dir / WORKER_BELL, self.segment.worker_ref("sleeping"))
+        for path in self.run_dir.glob("*.bell"):
+            give(path)
         self._thread: threading.Thread | None = None
 
     def _make(self, ring_bytes: int, slot_count: int) -> None:
@@ -261,19 +274,21 @@ class FakeRuntime:
             give(path)
         self.name = f"pgraft.test.{os.getpid()}.{time.monotonic_ns():x}"
         self.segment = segments.create(self.name, command_ring_bytes=ring_bytes, slot_count=slot_count)
-        give(segments.SHM_DIR / self.name)
+        give(place.SHM_DIR / self.name)
+        for stale in self.run_dir.glob("*.bell"):
+            stale.unlink()
         segments.make_fifos(self.run_dir, slot_count)
-        for path in self.run_dir.glob("*.bell"):
-            give(path)
         (self.run_dir / "segment").write_text(self.name + "\n")
+        give(self.run_dir / "segment")
         header = self.segment.header
         header["election_timeout_ms"] = ELECTION_TIMEOUT_MS
         header["heartbeat_interval_ms"] = ELECTION_TIMEOUT_MS // 10
         header["max_entry_bytes"] = 1024 * 1024
         header["node_id"] = 1
-        header["worker_pid"] = header["supervisor_pid"] = os.getpid()
-        header["worker_start"] = header["supervisor_start"] = start_ticks(os.getpid())
+        header["worker_pid"] = header["supervisor_pid"] = self.body.pid
+        header["worker_start"] = header["supervisor_start"] = start_ticks(self.body.pid)
         self.segment.set_text("version", __version__)
+        segments.set_directories(self.segment, data_dir=self.data_dir, pgdata=self.pgdata)
         segments.open_for_use(self.segment, 1)
 
     # --- the worker's part ------------------------------------------------------------------------
@@ -371,7 +386,9 @@ class FakeRuntime:
 
     def _ring(self, number: int) -> None:
         if number not in self._bells:
-            self._bells[number] = open_bell(self.run_dir / segments.slot_bell(number))
+            # It is the server's user's, which the worker that this plays would be, too.
+            bell = self.run_dir / segments.slot_bell(number)
+            self._bells[number] = os.open(bell, os.O_RDWR | os.O_NONBLOCK)
         ring_fd(self._bells[number])
 
     def owned_slots(self) -> list[int]:
@@ -391,11 +408,21 @@ class FakeRuntime:
         """End, and remove everything."""
         self.stop()
         self.segment.retire()
-        segments.unlink(self.name)
+        place.unlink(self.name)
         for fd in (self._bell.fd, *self._bells.values()):
             os.close(fd)
         self.segment.close()
+        self.body.kill()
+        self.body.wait()
         shutil.rmtree(self.data_dir, ignore_errors=True)
+
+
+def living_process() -> subprocess.Popen[bytes]:
+    """A process of PostgreSQL's user that does nothing."""
+    who: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        who = {"user": USER.pw_uid, "group": USER.pw_gid, "extra_groups": []}
+    return subprocess.Popen(["sleep", "infinity"], cwd="/", **who)
 
 
 def start_ticks(pid: int) -> int:

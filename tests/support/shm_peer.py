@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pgraft.shm.blocks import Status, StatusRow, StatusWriter
 from pgraft.shm.doorbell import Bell, BellListener
+from pgraft.shm.place import unlink
 from pgraft.shm.rings import RingReader, RingWriter
-from pgraft.shm.segment import Segment, attach, create, open_for_use, unlink
+from pgraft.shm.segment import Segment, attach, create, open_for_use
 
 ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = (0x1111_1111_1111_1111, 0xEEEE_EEEE_EEEE_EEEE)

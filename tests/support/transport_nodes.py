@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from pgraft.postgres.settings import Member, NodeConfig
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import MemberRow, MembersWriter
 from pgraft.shm.doorbell import NETWORK_BELL, WORKER_BELL, Bell, BellListener
@@ -61,7 +62,7 @@ class Node:
         self.seen: list[Record] = []
         self.settings: dict[str, object] = {}
         self.identity: dict[str, object] = {}
-        name = segments.segment_name(self.data_dir)
+        name = place.new_name(self.data_dir)
         self.segment = segments.create(name, command_ring_bytes=16384, slot_count=1)
         segments.open_for_use(self.segment, 7)
         segments.make_fifos(self.run_dir, 1)
@@ -227,7 +228,7 @@ class Node:
         os.close(self._bell.fd)
         name = self.segment.name
         self.segment.close()
-        segments.unlink(name)
+        place.unlink(name)
 
 
 class Cluster:

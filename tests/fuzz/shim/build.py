@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pgraft.shm import layout, segment
+from pgraft.shm import layout, place, segment
 from pgraft.shm.blocks import MemberRow, MembersWriter, Status, StatusRow, StatusWriter
 from pgraft.shm.words import now_ns
 
@@ -75,13 +75,13 @@ def _run(*command: str) -> str:
 def make_template(into: Path) -> None:
     """A whole small segment without its peer rings, as a leader of three with a learner would leave it, and
     the FIFOs beside it."""
-    name = segment.segment_name(into)
-    segment.unlink(name)
+    name = place.new_name(into)
     made = segment.create(name, command_ring_bytes=layout.COMMAND_RING_BYTES_MIN, slot_count=SLOTS)
     try:
         segment.make_fifos(into, SLOTS)
         header = made.header
         header["node_id"], header["election_timeout_ms"], header["max_entry_bytes"] = 1, 1000, 1024 * 1024
+        segment.set_directories(made, data_dir=into, pgdata="/")
         segment.open_for_use(made, 1)
         made.worker["beat_ns"] = now_ns()
         made.worker["state"] = layout.WorkerState.RUNNING
@@ -99,5 +99,5 @@ def make_template(into: Path) -> None:
         header["segment_bytes"] = header["inbound_offset"]
         (into / "template").write_bytes(bytes(made.bytes_at(0, header["inbound_offset"])))
     finally:
-        segment.unlink(name)
+        place.unlink(name)
         made.close()

@@ -194,7 +194,7 @@ attach_image(void)
 	if (!read_header(page, template_bytes, &found))
 		return false;
 	strlcpy(found.run_dir, run_dir, sizeof(found.run_dir));
-	(void) is_of_run_dir(page, run_dir);
+	(void) is_ours(page, run_dir);
 	found.base = image;
 	pgraft_segment = found;
 	next_attempt_ns = PG_INT64_MAX;

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgraft.postgres.process import start_ticks
-from pgraft.shm import layout, segment
+from pgraft.shm import layout, place, segment
 from pgraft.shm.blocks import MemberRow, MembersWriter, Status, StatusRow, StatusWriter
 from pgraft.shm.layout import COMMAND_RECORD_WORDS, CommandKind, Role, WorkerState
 from pgraft.shm.words import now_ns
@@ -29,7 +29,7 @@ class Node:
         self.name = made.name
         self.pgdata = pgdata
         self.data_dir = pgdata.with_name(pgdata.name + ".pgraft")
-        self.path = segment.SHM_DIR / made.name
+        self.path = place.SHM_DIR / made.name
 
     def put_command(self, data: bytes, *, slot: int = 0, request_no: int = 1) -> int:
         """A backend's command in the ring; returns the position of its record."""
@@ -54,9 +54,9 @@ class Node:
 
 def _fill_header(made: segment.Segment, pgdata: Path) -> None:
     texts = {"version": "0.1.0", "node_name": "node1", "cluster_id": "orders"}
-    texts |= {"data_dir": f"{pgdata}.pgraft", "pgdata": str(pgdata)}
     for name, text in texts.items():
         made.set_text(name, text)
+    segment.set_directories(made, data_dir=f"{pgdata}.pgraft", pgdata=pgdata)
     words = {"node_id": 1, "election_timeout_ms": 1000, "heartbeat_interval_ms": 100}
     words |= {"supervisor_pid": DEAD_PID, "postmaster_pid": DEAD_PID, "network_pid": DEAD_PID}
     words |= {"worker_pid": os.getpid(), "worker_start": start_ticks(os.getpid()) or 0}
@@ -87,7 +87,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     pgdata = tmp_path / "pg"
     pgdata.mkdir()
     (pgdata / "PG_VERSION").write_text("18\n")
-    name = f"{segment.NAME_PREFIX}test.{uuid.uuid4().hex[:16]}"
+    name = f"{place.NAME_PREFIX}test.{uuid.uuid4().hex[:16]}"
     made = segment.create(name, command_ring_bytes=16384, slot_count=4)
     try:
         _fill_header(made, pgdata)
@@ -99,4 +99,4 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield Node(made, pgdata)
     finally:
         made.close()
-        segment.unlink(name)
+        place.unlink(name)

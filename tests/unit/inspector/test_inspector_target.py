@@ -15,7 +15,7 @@ import pytest
 
 from pgraft.inspector.cli import main
 from pgraft.shm import layout
-from pgraft.shm.segment import NAME_PREFIX, SHM_DIR
+from pgraft.shm.place import NAME_PREFIX, SHM_DIR
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -32,7 +32,7 @@ def test_found_by_pgdata_header_also_with_a_data_dir_elsewhere(node, capsys):
 
 
 def test_found_by_the_name_stored_in_the_data_dir(node, capsys):
-    node.segment.set_text("pgdata", "/moved/elsewhere")
+    node.segment.header["pgdata_inode"] += 1  # made for another one
     (node.data_dir / "run").mkdir(parents=True)
     (node.data_dir / "run" / "segment").write_text(node.name + "\n")
     for arguments in (["-D", str(node.pgdata)], ["-D", str(node.data_dir)], [str(node.data_dir)]):
@@ -51,6 +51,7 @@ def test_newest_segment_that_is_not_retired_wins(node, capsys):
     other = f"{NAME_PREFIX}test.{uuid.uuid4().hex[:16]}"
     node.segment.header["retired"] = 1
     (SHM_DIR / other).write_bytes(node.path.read_bytes())
+    (SHM_DIR / other).chmod(0o600)
     node.segment.header["retired"] = 0
     try:
         assert main(["show", "-D", str(node.pgdata)]) == 0
@@ -112,6 +113,7 @@ def test_wrong_arguments_are_one_line_and_status_2(arguments, capsys):
 def test_foreign_file_is_one_line(content, says, capsys):
     path = SHM_DIR / f"{NAME_PREFIX}test.{uuid.uuid4().hex[:16]}"
     path.write_bytes(content)
+    path.chmod(0o600)
     try:
         assert main(["show", path.name]) == 1
         assert says in one_line(capsys)

@@ -16,8 +16,7 @@ from typing import Any
 
 from pgraft.postgres import postmaster, process
 from pgraft.postgres.process import ProcessRef
-from pgraft.shm import segment as segments
-from pgraft_launcher import rundir
+from pgraft.shm import place
 from tests.support.pgcluster import as_server_user, bindir, free_port, pg_config, server_user
 from tests.unit.launcher.launcher_standins import environment
 
@@ -92,18 +91,27 @@ class OneNode:
 
     def refs(self) -> list[ProcessRef]:
         """Every process of the node that lives."""
-        record = rundir.load(str(self.raft_dir))
         found = set(postmaster.find_backends(str(self.pgdata)))
-        if record is not None:
-            found |= set(record.living().values())
-            supervisor = record.living_supervisor()
-            found |= {supervisor} if supervisor else set()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                ref = process.identify(int(entry.name))
+                if ref and b"-m" in words and os.fsencode(self.raft_dir) in words:
+                    found.add(ref)
         return sorted(found)
 
     def segment(self) -> Path:
         """The file of the segment that the node has, or would have."""
-        name = rundir.read_segment_name(str(self.raft_dir))
-        return segments.SHM_DIR / (name or "pgraft.has-no-segment-name")
+        try:
+            name = (self.raft_dir / "run" / "segment").read_text().strip()
+        except OSError:
+            name = ""
+        return place.SHM_DIR / (name or "pgraft.has-no-segment-name")
+
+    def segments(self) -> list[str]:
+        """Names of all segments that this node has, or left behind."""
+        of_path = place.name_stem(self.raft_dir).rpartition(".")[2]
+        return sorted(path.name for path in place.SHM_DIR.glob(f"{place.NAME_PREFIX}*.{of_path}*"))
 
     def socket_lock(self) -> Path:
         """The lock file of PostgreSQL's socket."""
@@ -143,6 +151,6 @@ class OneNode:
         for child in self._strangers:
             child.kill()
             child.communicate()
-        if rundir.read_segment_name(str(self.raft_dir)):
-            self.segment().unlink(missing_ok=True)
+        for name in self.segments():
+            (place.SHM_DIR / name).unlink()
         shutil.rmtree(self.root)

@@ -21,6 +21,7 @@ from typing import Any
 
 from pgraft.postgres import process
 from pgraft.postgres.process import ProcessRef
+from pgraft.shm import place
 from pgraft.shm import segment as segments
 from pgraft.shm.words import now_ns
 from pgraft_launcher import policy, rundir
@@ -39,8 +40,9 @@ class Standins:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "run").mkdir()
-        self.segment = segments.segment_name(folder)
+        self.segment = place.new_name(folder)
         segment = segments.create(self.segment, command_ring_bytes=16384, slot_count=1)
+        segments.set_directories(segment, data_dir=folder, pgdata=folder)
         segments.open_for_use(segment, 1)
         segment.close()
         plan = Plan(
@@ -130,7 +132,7 @@ class Standins:
         for ref in record.processes.values() if record else []:
             if process.is_alive(ref):
                 os.kill(ref.pid, signal.SIGKILL)
-        segments.unlink(self.segment)
+        place.unlink(self.segment)
 
 
 def environment() -> dict[str, str]:
@@ -152,16 +154,26 @@ def _supervise(folder: str, reports: int, *options: str) -> int:
         return 99
     record.supervisor = process.identify(os.getpid())
     commands = {part: [sys.executable, str(HERE), "part", folder, part.value] for part in Part}
-    keeper = supervisor.Supervisor(record, Pages(record.plan.segment), commands, reports=reports)
+    pages = Pages(record.plan.segment)
+    keeper = supervisor.Supervisor(
+        record, pages, commands, programs=lambda part: _program(commands[part]), reports=reports
+    )
     return keeper.run(*(policy.StopMode(option) for option in options))
+
+
+def _program(command: list[str]) -> process.Program:
+    def runs(pid: int) -> bool:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1:-1] == command[1:]
+
+    return runs
 
 
 def _make_unlink_fail(told: Path) -> None:
     """PostgreSQL's lock files cannot be removed while that file is there."""
     unlink = os.unlink
 
-    def failing(path: str) -> None:
-        if path.endswith(".pid") and told.exists():
+    def failing(path: str | Path) -> None:
+        if os.fspath(path).endswith(".pid") and told.exists():
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
         unlink(path)
 

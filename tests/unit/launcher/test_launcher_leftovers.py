@@ -4,6 +4,7 @@ Each starts right, or says in one line why not and what to do."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -14,14 +15,13 @@ from pathlib import Path
 import pytest
 
 from pgraft.postgres import process
+from pgraft.postgres.process import ProcessRef
 from pgraft.shm import layout
-from pgraft.shm import segment as segments
+from pgraft.shm.place import SegmentError
 from pgraft.storage import load_identity
-from pgraft_launcher import rundir
-from pgraft_launcher.pages import Pages
-from pgraft_launcher.policy import Part
 from tests.support import undead
 from tests.support.pgcluster import eventually
+from tests.support.segments import attach_any
 from tests.unit.launcher.launcher_node import COMMAND_TIMEOUT_S, OneNode
 from tests.unit.launcher.launcher_standins import environment
 from tests.unit.launcher.test_launcher_commands import one_line
@@ -146,8 +146,7 @@ def _check(node: OneNode) -> None:
     eventually(lambda: node.status()["is_leader"], "a leader")
     kept = "SELECT count(*) FROM pgraft_log_get_stats() s, generate_series(2, s.commit_index) i, LATERAL"
     assert node.sql(f"{kept} pgraft_log_get_entry(i) t WHERE t = 'kept'") == "1"
-    names = [path.name for path in segments.SHM_DIR.iterdir() if path.name == node.segment().name]
-    assert len(names) == 1
+    assert node.segments() == [node.segment().name], "a leftover stays"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +182,12 @@ def test_it_starts_after_all_of_that_at_once(node: OneNode) -> None:
 
 def _has_worker(node: OneNode) -> bool:
     """Whether a start has brought the worker up, which takes longer than PostgreSQL's look at its locks."""
-    record = rundir.load(str(node.raft_dir))
-    return bool(record and Part.WORKER in record.living() and Pages(record.plan.segment).worker["ready"])
+    with contextlib.suppress(SegmentError):
+        segment = attach_any(node.segment().name)
+        worker = segment.header["worker_pid"], segment.header["worker_start"], segment.worker["ready"]
+        segment.close()
+        return process.is_alive(ProcessRef(*worker[:2])) and bool(worker[2])
+    return False
 
 
 @pytest.mark.parametrize("pid_file", ["intact", "half written", "removed"])

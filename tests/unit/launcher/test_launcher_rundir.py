@@ -47,8 +47,7 @@ def test_a_record_comes_back_as_it_was(record: Record) -> None:
         record.processes,
         record.given_up,
     )
-    assert back.living_supervisor() == record.supervisor
-    assert back.living() == record.processes
+    assert back.place == record.place
 
 
 def test_a_record_that_came_with_a_copy_is_not_ours(record: Record, tmp_path: Path) -> None:
@@ -66,8 +65,8 @@ def test_processes_of_an_earlier_boot_do_not_live(record: Record, monkeypatch: p
     monkeypatch.setattr(rundir, "boot_id", lambda: "another")
     back = rundir.load(record.plan.data_dir)
     assert back is not None
-    assert back.living_supervisor() is None
-    assert back.living() == {}
+    assert back.supervisor is None
+    assert back.processes == {}
     assert back.plan.options == record.plan.options
 
 
@@ -94,13 +93,18 @@ def test_cleaning_keeps_what_status_needs(record: Record) -> None:
     for name in ("worker.bell", "slot.1.bell", "segment", "node.json", "x.new"):
         (run / name).write_text("")
     rundir.clean(record.plan.data_dir)
-    assert sorted(path.name for path in run.iterdir()) == ["node.json", "supervisor.json"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "node.json",
+        "supervisor.json",
+        "supervisor.json.spare",
+    ]
 
 
 def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_record(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rundir.save(record)
+    Path(rundir.path(record.plan.data_dir, "supervisor.json.spare")).unlink()
     old = Path(rundir.path(record.plan.data_dir, "supervisor.json")).read_bytes()
     real, room = os.write, [100]
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pgraft.postgres import process
-from pgraft.shm import segment as segments
+from pgraft.shm import place
 from pgraft_launcher import rundir
 from pgraft_launcher.pages import Pages
 from pgraft_launcher.policy import Part
@@ -62,7 +62,7 @@ def test_exit_code_three_fails_the_start_and_stops_the_rest(standins: Standins) 
     assert report["part"] == "worker"
     assert report["is_stopping"]
     assert standins.supervisor.wait(WAIT_S) == 1
-    assert not (segments.SHM_DIR / standins.segment).exists()
+    assert not (place.SHM_DIR / standins.segment).exists()
 
 
 def test_exit_code_three_later_is_recorded_and_not_tried_again(standins: Standins) -> None:
@@ -85,7 +85,7 @@ def test_a_postmaster_that_cannot_start_fails_the_start(standins: Standins) -> N
     standins.does(Part.POSTMASTER, 1)
     assert standins.start()["part"] == "postmaster"
     assert standins.supervisor.wait(WAIT_S) == 1
-    assert not (segments.SHM_DIR / standins.segment).exists()
+    assert not (place.SHM_DIR / standins.segment).exists()
 
 
 def test_a_stop_ends_all_three_in_order_and_removes_the_segment(standins: Standins) -> None:
@@ -93,7 +93,7 @@ def test_a_stop_ends_all_three_in_order_and_removes_the_segment(standins: Standi
     standins.supervisor.terminate()
     assert standins.supervisor.wait(WAIT_S) == 0
     assert standins.ends() == ["postmaster:SIGINT", "worker:SIGTERM", "network:SIGTERM"]
-    assert not (segments.SHM_DIR / standins.segment).exists()
+    assert not (place.SHM_DIR / standins.segment).exists()
     record = rundir.load(str(standins.folder))
     assert record is not None
     assert not record.processes
@@ -178,13 +178,13 @@ def test_what_a_dead_supervisor_left_can_be_stopped(standins: Standins) -> None:
     assert standins.supervisor.wait(WAIT_S) == 0
     assert standins.ends()[0] == "postmaster:SIGQUIT"
     assert not any(ref is not None and process.is_alive(ref) for ref in left)
-    assert not (segments.SHM_DIR / standins.segment).exists()
+    assert not (place.SHM_DIR / standins.segment).exists()
 
 
 def test_a_segment_that_was_removed_is_said_and_not_looked_for_again(standins: Standins) -> None:
     standins.start()
     pages = Pages(standins.segment)
-    segments.unlink(standins.segment)
+    place.unlink(standins.segment)
     worker = pages.header["worker_pid"]
     os.kill(worker, signal.SIGKILL)
     standins.await_text("another program removed it")

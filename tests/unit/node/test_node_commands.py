@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgraft.node.commands import RESTARTED, Answer, CommandSource
-from pgraft.shm import segment as segments
+from pgraft.shm import place
 from pgraft.shm.layout import PIECE_BYTES_MAX, CommandKind, Outcome, SlotState
 from pgraft.shm.segment import Segment
 from tests.support.node_sim import Backend, make_config, make_segment
@@ -23,7 +23,7 @@ def segment(tmp_path: Path) -> Iterator[Segment]:
     made = make_segment(config)
     yield made
     made.close()
-    segments.unlink(made.name)
+    place.unlink(made.name)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 
 from pgraft.shm import layout
 from pgraft.shm import segment as segments
-from pgraft.shm.segment import SHM_DIR, Segment, SegmentError, attach, create, segment_name, unlink
+from pgraft.shm.place import SHM_DIR, SegmentError, new_name, unlink
+from pgraft.shm.segment import Segment, attach, create
 from tests.support.shm_peer import ROOT, made_segment, peer, unique_name
 
 
@@ -119,6 +120,7 @@ def test_nothing_too_short_and_something_foreign() -> None:
     try:
         for content, says in ((b"x" * 100, "only 100 bytes"), (b"x" * 100_000, "no pgraft header")):
             path.write_bytes(content)
+            path.chmod(0o600)
             with pytest.raises(SegmentError, match=says):
                 attach(name)
     finally:
@@ -181,7 +183,8 @@ def test_nothing_is_registered_and_no_tracker_runs() -> None:
     script = f"""
 import os
 from multiprocessing import resource_tracker
-from pgraft.shm.segment import attach, create, open_for_use, unlink
+from pgraft.shm.place import unlink
+from pgraft.shm.segment import attach, create, open_for_use
 made = create({name!r}, command_ring_bytes=65536, slot_count=4)
 open_for_use(made, 1)
 attach({name!r}).close()
@@ -200,10 +203,12 @@ assert children == "", children
     assert result.stderr == ""
 
 
-def test_one_data_directory_one_name(tmp_path: Path) -> None:
+def test_one_data_directory_one_stem_and_a_new_name_each_time(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
-    assert segment_name(tmp_path) == segment_name(tmp_path / "link")
-    assert segment_name(tmp_path) != segment_name(tmp_path / "other")
+    first, second = new_name(tmp_path), new_name(tmp_path / "link")
+    assert first != second
+    assert first.rpartition(".")[0] == second.rpartition(".")[0]
+    assert new_name(tmp_path / "other").rpartition(".")[0] != first.rpartition(".")[0]
 
 
 def test_an_answer_is_read_whole_or_not_at_all(segment: Segment) -> None:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from pgraft.shm import layout
-from pgraft.shm import segment as segments
+from pgraft.shm import layout, place
 from pgraft.shm.doorbell import WORKER_BELL
 from pgraft.shm.words import now_ns
 from tests.support.shim_harness import FakeRuntime, Reply, Server, Session, Taken, give, until
@@ -250,7 +249,7 @@ def test_segments_that_are_none(pg: Server, runtime: FakeRuntime) -> None:
     """Missing, empty, short, sparse, foreign: not mapped, and the reason is given."""
     runtime.stop()
     name_file = runtime.run_dir / "segment"
-    path = segments.SHM_DIR / f"{runtime.name}.other"
+    path = place.SHM_DIR / f"{runtime.name}.other"
 
     def refused(why: str) -> None:
         with pg.connect() as session:
@@ -275,15 +274,89 @@ def test_segments_that_are_none(pg: Server, runtime: FakeRuntime) -> None:
             ):
                 path.unlink(missing_ok=True)
                 make()
+                path.chmod(0o600)
                 give(path)
                 refused(why)
             if os.geteuid() == 0:
                 path.unlink()
-                shutil.copyfile(segments.SHM_DIR / runtime.name, path)
+                shutil.copyfile(place.SHM_DIR / runtime.name, path)
                 path.chmod(0o666)
                 refused("another operating system user")
         finally:
             path.unlink(missing_ok=True)
+
+
+def _refusal(pg: Server) -> str:
+    """Why a session that is new does not map the segment."""
+    with pg.connect() as session:
+        session.value("SELECT set_config('statement_timeout', '10s', false)")
+        assert session.value("SELECT pgraft_is_leader()") is False
+        assert session.value("SELECT pgraft_get_leader()") == 0
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+            session.value("SELECT pgraft_replicate_entry('x')")
+        return caught.value.diag.message_detail or ""
+
+
+def test_a_segment_that_others_may_reach_is_not_mapped(pg: Server, runtime: FakeRuntime) -> None:
+    path = place.SHM_DIR / runtime.name
+    other = place.SHM_DIR / f"{runtime.name}.other"
+    with unharmed(pg):
+        path.chmod(0o660)
+        assert "mode 0600" in _refusal(pg)
+        path.chmod(0o600)
+        os.link(path, other)
+        assert "one name" in _refusal(pg)
+        other.unlink()
+        path.rename(other)
+        path.symlink_to(other)
+        assert "its segment" in _refusal(pg)
+        path.unlink()
+        other.rename(path)
+        with pg.connect() as session:
+            assert session.value("SELECT pgraft_is_leader()") is True
+
+
+def test_a_name_file_that_others_may_have_written_is_not_read(pg: Server, runtime: FakeRuntime) -> None:
+    """A FIFO hangs nobody; a link, a file of mode 0666 and a file of another user are not believed."""
+    name_file = runtime.run_dir / "segment"
+    aside = runtime.run_dir / "aside"
+    name_file.rename(aside)
+
+    def refused() -> None:
+        assert "run/segment" in _refusal(pg)
+        name_file.unlink()
+
+    with unharmed(pg):
+        os.mkfifo(name_file, 0o600)
+        give(name_file)
+        refused()
+        name_file.symlink_to(aside)
+        refused()
+        name_file.write_text(runtime.name)
+        give(name_file)
+        name_file.chmod(0o666)
+        refused()
+        if os.geteuid() == 0:
+            name_file.write_text(runtime.name)
+            refused()
+        aside.rename(name_file)
+        with pg.connect() as session:
+            assert session.value("SELECT pgraft_is_leader()") is True
+
+
+@pytest.mark.parametrize("name", ["pgdata", "data_dir"])
+def test_a_segment_made_for_another_directory_is_not_mapped(
+    pg: Server, runtime: FakeRuntime, name: str
+) -> None:
+    """As with a copy of PostgreSQL's data directory, or of the Raft directory: the paths may be the same."""
+    runtime.segment.header[f"{name}_inode"] += 1
+    with unharmed(pg):
+        why = _refusal(pg)
+        assert "another PostgreSQL data directory" in why if name == "pgdata" else "was copied" in why
+        assert name != "pgdata" or str(runtime.pgdata) in why
+        runtime.segment.header[f"{name}_inode"] -= 1
+        with pg.connect() as session:
+            assert session.value("SELECT pgraft_is_leader()") is True
 
 
 def _sparse(path: os.PathLike[str], runtime: FakeRuntime) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import subprocess
 import time
 
 import psycopg
@@ -14,7 +13,14 @@ from pgraft import __version__
 from pgraft.shm.blocks import MemberRow, StatusRow
 from pgraft.shm.layout import Role, WorkerState
 from pgraft.shm.words import now_ns
-from tests.support.shim_harness import ELECTION_TIMEOUT_MS, FakeRuntime, Server, start_ticks, until
+from tests.support.shim_harness import (
+    ELECTION_TIMEOUT_MS,
+    FakeRuntime,
+    Server,
+    living_process,
+    start_ticks,
+    until,
+)
 
 GONE = "pgraft is not running on this node"
 SILENT = "the raft worker of this node does not answer"
@@ -139,7 +145,7 @@ def test_a_silent_worker_is_an_error(pg: Server, runtime: FakeRuntime) -> None:
 
 
 def test_a_dead_worker_is_stopped(pg: Server, runtime: FakeRuntime) -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with living_process() as child:
         runtime.segment.header["worker_pid"] = child.pid
         runtime.segment.header["worker_start"] = start_ticks(child.pid)
         runtime.beating = False
@@ -157,10 +163,64 @@ def test_a_dead_worker_is_stopped(pg: Server, runtime: FakeRuntime) -> None:
 def test_a_reused_pid_is_not_the_worker(pg18: Server, runtime: FakeRuntime) -> None:
     runtime.beating = False
     runtime.segment.worker["beat_ns"] = 1
-    runtime.segment.header["worker_pid"] = os.getpid()
-    runtime.segment.header["worker_start"] = start_ticks(os.getpid()) + 1
+    runtime.segment.header["worker_start"] += 1
     with pg18.connect() as session:
         until(lambda: session.value("SELECT pgraft_get_worker_state()") == "stopped", "stopped")
+
+
+def test_a_process_of_another_user_is_not_the_worker(pg18: Server, runtime: FakeRuntime) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root has two users here")
+    runtime.beating = False
+    runtime.segment.worker["beat_ns"] = 1
+    runtime.segment.header["worker_pid"], runtime.segment.header["worker_start"] = (
+        os.getpid(),
+        start_ticks(os.getpid()),
+    )
+    with pg18.connect() as session:
+        until(lambda: session.value("SELECT pgraft_get_worker_state()") == "stopped", "stopped")
+
+
+LEFT = "this node takes no part in consensus"
+
+
+def test_a_leader_that_left_consensus_shows_no_leader(pg: Server, runtime: FakeRuntime) -> None:
+    """Its disk failed: the worker beats, and its last status says that it leads."""
+    runtime.segment.worker["lease_end_ns"] = 0
+    runtime.segment.set_worker_text("error", "cannot sync the log: Input/output error")
+    runtime.segment.worker["state"] = WorkerState.ERROR
+    with pg.connect() as session:
+        details: list[str] = []
+        session.connection.add_notice_handler(lambda notice: details.append(notice.message_detail or ""))
+        assert session.value("SELECT pgraft_is_leader()") is False
+        assert session.value("SELECT pgraft_get_leader()") == 0
+        assert session.messages == []
+        assert session.rows("SELECT node_id FROM pgraft_get_nodes() WHERE is_leader") == []
+        own = session.rows("SELECT is_leader, state, term, commit_index FROM pgraft_get_cluster_status()")[0]
+        assert own == (False, "Unreachable", 5, 10)
+        assert session.rows("SELECT * FROM pgraft_log_get_replication_status()") == []
+        assert session.value("SELECT pgraft_get_term()") == 5
+        assert session.messages == [("WARNING", LEFT)] * 4
+        assert all("cannot sync the log: Input/output error" in detail for detail in details)
+
+
+def test_a_leader_whose_disk_hangs_shows_no_leader(pg18: Server, runtime: FakeRuntime) -> None:
+    """The thread that watches says so; the worker does not beat."""
+    runtime.stop()
+    runtime.segment.worker["lease_end_ns"] = 0
+    runtime.segment.set_worker_text("error", "the disk hangs")
+    runtime.segment.worker["state"] = WorkerState.ERROR
+    with pg18.connect() as session:
+        details: list[str] = []
+        session.connection.add_notice_handler(lambda notice: details.append(notice.message_detail or ""))
+        until(
+            lambda: session.rows("SELECT * FROM pgraft_get_nodes()") and session.messages[-1][1] == SILENT,
+            "silence",
+        )
+        assert session.value("SELECT pgraft_get_leader()") == 0
+        assert "It left consensus: the disk hangs." in details[-1]
+        assert session.rows("SELECT * FROM pgraft_log_get_replication_status()") == []
+        assert session.rows("SELECT state FROM pgraft_get_cluster_status()")[0] == ("Unreachable",)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +266,7 @@ def test_a_worker_that_has_not_begun(pg18: Server, runtime: FakeRuntime, state: 
     runtime.stop()
     worker, header = runtime.segment.worker, runtime.segment.header
     worker["state"], worker["beat_ns"], worker["started_boot_ns"] = state, 0, 1
-    with subprocess.Popen(["sleep", "60"]) as child, pg18.connect() as session:
+    with living_process() as child, pg18.connect() as session:
         try:
             header["election_timeout_ms"] = 10_000
             header["epoch"] += 1

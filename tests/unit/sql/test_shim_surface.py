@@ -312,7 +312,7 @@ def test_without_preloading(installs: dict[int, Path]) -> None:
         with pg.connect() as session:
             session.connection.execute("CREATE EXTENSION pgraft")
             assert session.value("SELECT pgraft_get_worker_state()") == "stopped"
-            runtime = FakeRuntime(elsewhere).start()
+            runtime = FakeRuntime(elsewhere, pgdata=pg.pgdata).start()
             try:
                 runtime.publish()
                 runtime.lead()
