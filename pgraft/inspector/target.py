@@ -37,12 +37,14 @@ def open_target(directory: str | None, name: str | None) -> Segment:
 def name_of_directory(directory: Path) -> tuple[str, int]:
     """The segment's name for a PostgreSQL data directory, or for a pgraft.data_dir.
 
-    With it comes the directory's owner: the segment must belong to the same user.
+    With it comes the owner of the data: the segment must belong to the same user.
     """
     try:
         if not directory.is_dir():
             raise InspectError(f'"{directory}" is not a directory: give -D the PostgreSQL data directory')
-        pgdata, owner = guess_data_directory(directory).resolve(), directory.stat().st_uid
+        pgdata = guess_data_directory(directory).resolve()
+        # On Debian -D may name a directory of the configuration, which root may own.
+        owner = (pgdata if pgdata.is_dir() else directory).stat().st_uid
         stored = (
             place.stored_name(directory, owner)
             or _of_pgdata(pgdata, owner)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pgraft.shm.segment import SHM_DIR
+from pgraft.shm import segment as segments
+from pgraft.shm.place import SHM_DIR
 from tests.support.other_user import STRANGER, roots_place, sh
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
@@ -49,7 +50,7 @@ def owned(node) -> Iterator[tuple[Path, str]]:
         pgdata = place / "data"
         pgdata.mkdir()
         (pgdata / "PG_VERSION").write_text("18\n")
-        node.segment.set_text("pgdata", str(pgdata))
+        segments.set_directories(node.segment, data_dir=f"{pgdata}.pgraft", pgdata=pgdata)
         for path in (pgdata, pgdata / "PG_VERSION", node.path):
             os.chown(path, account.pw_uid, account.pw_gid)
         yield pgdata, node.name
