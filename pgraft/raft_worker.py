@@ -7,6 +7,7 @@ segment counts no more, 1 when it can be tried again, 3 when only an operator ca
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -296,9 +297,23 @@ def _hint_of(error: Exception) -> str:
     return hint if isinstance(hint, str) and hint else "See the server log; then restart this node."
 
 
+def _is_full(error: BaseException) -> bool:
+    """Whether an error comes from a file system, or a quota, that is full."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        cause = cause.__cause__
+    return False
+
+
 @contextlib.contextmanager
-def _one_line_errors(config: NodeConfig) -> Iterator[None]:
-    """Errors before the node runs: one line each, and an exit code that says whether to try again."""
+def _one_line_errors(config: NodeConfig, worker: RaftWorker) -> Iterator[None]:
+    """Errors before the node runs: one line each, and an exit code that says whether to try again.
+
+    On a full disk it stays, as when the disk fills up later: a start that fails takes PostgreSQL down, which
+    may have room where it lies.
+    """
     try:
         yield
     except ConfigConflict as error:
@@ -308,13 +323,15 @@ def _one_line_errors(config: NodeConfig) -> Iterator[None]:
         log("FATAL", str(error), hint=error.hint)
         raise Stop(EXIT_AGAIN) from error
     except (StorageError, MembershipError, InvariantViolation) as error:
+        if _is_full(error):
+            worker.stay_out(f"cannot start: {error}", _hint_of(error))
         log("FATAL", f"node {config.node_id} cannot start: {error}", hint=_hint_of(error))
         raise Stop(EXIT_OPERATOR) from error
 
 
 def _serve(config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
     worker = RaftWorker(config, segment, watch)
-    with _one_line_errors(config):
+    with _one_line_errors(config, worker):
         worker.begin()
         worker.progress()
         identity = open_identity(config)

@@ -75,8 +75,8 @@ def lock_data_dir(path: Path) -> LockedDir:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, files.FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            # Cut behind the pid, not before it: on a full disk the file keeps the block that it has.
+            os.ftruncate(fd, os.pwrite(fd, f"{os.getpid()}\n".encode(), 0))
             # A rename that a killed process left to the kernel is durable before anybody relies on it.
             files.sync_dir(path)
         except BlockingIOError as error:

@@ -46,7 +46,12 @@ def commands() -> Iterator[list[str]]:
 
 
 def test_there_are_pages() -> None:
-    assert [page.name for page in PAGES] == ["README.md", "operations.md", "troubleshooting.md"]
+    assert [page.name for page in PAGES] == [
+        "README.md",
+        "operations.md",
+        "security.md",
+        "troubleshooting.md",
+    ]
     readme = (ROOT / "README.md").read_text()
     for page in PAGES:
         assert f"docs/{page.name}" in readme or page.name in (ROOT / "docs" / "README.md").read_text()
