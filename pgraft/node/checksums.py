@@ -251,10 +251,9 @@ class Checksums:
     # --- reading again ----------------------------------------------------------------------------------
 
     def want(self, block: int) -> None:
-        """Read a block again up to what is applied now, in the steps of `work`. One at a time: a second wish
-        takes the place of the first."""
-        reading = self._reading
-        if (reading is None or reading.block != block) and self.values(block) is None and self.keeps(block):
+        """Read a block again up to what is applied now, in the steps of `work`. One at a time, to its end:
+        whoever wants another one meanwhile asks again. Two wishes in turn would else begin anew for ever."""
+        if self._reading is None and self.values(block) is None and self.keeps(block):
             self._reading = _Run(block)
             self._read_to = min(last_of(block), self.applied)
 

@@ -12,9 +12,9 @@ import psutil
 import psycopg
 import pytest
 
-from pgraft.shm.segment import attach
 from tests.support import pgcluster
 from tests.support.pgcluster import Cluster, Node, eventually
+from tests.support.segments import attach_any
 
 pytestmark = pytest.mark.cluster
 AT_ONCE_S = 5
@@ -183,7 +183,7 @@ def test_a_killed_network_process_ends_the_wait_of_a_forwarded_command(
 
 def _taken(node: Node) -> int:
     """How many commands the node's worker has taken and handled."""
-    segment = attach(node.segment_name)
+    segment = attach_any(node.segment_name)
     try:
         return int(segment.worker["commands_taken"])
     finally:

@@ -11,6 +11,8 @@ import copy
 import random
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,10 +68,20 @@ WRITES_AT_ONCE = 16
 NS = 1000
 """A microsecond in nanoseconds."""
 NO_HARD_STATE = HardState()
-checksums.BLOCK = 16
-"""Small blocks, so that a run has many of them."""
+BLOCK = 16
+"""Entries in a block of checksums: small, so that a run has many of them."""
 BOOTSTRAP = 1
 """Index and term of the snapshot that the nodes of the initial cluster start from."""
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """While a seed runs. Other tests of this process have blocks of production's size."""
+    kept, checksums.BLOCK = checksums.BLOCK, BLOCK
+    try:
+        yield
+    finally:
+        checksums.BLOCK = kept
 
 
 class Envelope:

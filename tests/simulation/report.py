@@ -18,6 +18,7 @@ import msgspec
 
 from tests.simulation.checks import Violation
 from tests.simulation.cluster import Cluster
+from tests.simulation.host import small_blocks
 from tests.simulation.profile import FAULTS, NETWORK_FAULTS
 
 KINDS_MIN = 3
@@ -56,6 +57,7 @@ def replay_command(seed: int, steps: int, fault: str | None = None) -> str:
     )
 
 
+@small_blocks()
 def run_seed(seed: int, steps: int, fault: str | None = None) -> Part:
     """One seed, with what it found."""
     cluster = Cluster(seed)
@@ -72,6 +74,7 @@ def run_seed(seed: int, steps: int, fault: str | None = None) -> Part:
     return part
 
 
+@small_blocks()
 def replay(seed: int, steps: int) -> int:
     """Run one seed and show all of it."""
     cluster = Cluster(seed)

@@ -118,6 +118,21 @@ def test_a_block_is_read_again_in_pieces() -> None:
     assert sums.end(2) == values[-1]
 
 
+def test_two_blocks_that_are_wanted_in_turn_are_both_read() -> None:
+    """Two followers ask their leader for different blocks: neither keeps the other out."""
+    entries = history(5 * BLOCK)
+    sums = Checksums(Log(entries), len(entries))
+    got: set[int] = set()
+    for _ in range(20):
+        for block in (1, 2):
+            if sums.values(block) is None:
+                sums.want(block)
+            else:
+                got.add(block)
+        sums.work()
+    assert got == {1, 2}
+
+
 def test_terms_of_any_size_and_order_of_entries_count() -> None:
     def crc(*pairs: tuple[int, bytes]) -> int:
         run = checksums._Run(1)
