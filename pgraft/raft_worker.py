@@ -1,7 +1,7 @@
 """The raft worker of one node: `python -m pgraft.raft_worker --data-dir DIR`.
 
-A thin loop between the segment's rings and `pgraft.node`. Exit codes: 0 after SIGTERM or when its
-segment counts no more, 1 when it can be tried again, 3 when only an operator can mend it.
+A thin loop around the replica (`pgraft.node`) and its executor (`pgraft.executor`). Exit codes: 0 after
+SIGTERM or when its segment counts no more, 1 when it can be tried again, 3 when only an operator can mend it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 import resource
 import select
 import signal
@@ -18,13 +19,21 @@ from pathlib import Path
 
 import msgspec
 
+from pgraft.executor import SegmentExecutor
 from pgraft.log import bound_lines, log
 from pgraft.node import answers
-from pgraft.node.boot import ConfigConflict, build_node, open_durable_state, open_identity
+from pgraft.node.boot import (
+    ConfigConflict,
+    applied_before,
+    build_node,
+    open_durable_state,
+    open_identity,
+)
 from pgraft.node.commands import RESTARTED, CommandSource
 from pgraft.node.disk_watch import DiskStalled, DiskWatch
 from pgraft.node.membership import MembershipError
-from pgraft.node.node import Node
+from pgraft.node.node import Replica
+from pgraft.node.outputs import Outputs, Shown
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import InvariantViolation
 from pgraft.shm.doorbell import WORKER_BELL, BellListener, ring_fd
@@ -36,7 +45,8 @@ from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
 GC_OBJECTS = 20_000
 EXIT_AGAIN = 1
 EXIT_OPERATOR = 3
-INBOUND_READ_BYTES = 2 * 1024 * 1024
+STEPS_MAX = 64
+"""Steps of one turn; what is left comes in the next, after records and commands were read."""
 HAND_OVER_MS_MAX = 1000
 IDLE_WAKE_MS = 200
 """How often a worker that takes no part looks whether its segment still counts."""
@@ -55,7 +65,7 @@ class Stop(Exception):
 
 
 class RaftWorker:
-    """The rings, the doorbell and the node, and the loop that connects them."""
+    """The worker's life: its bell, its state as sessions see it, and the loop."""
 
     def __init__(self, config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
         self._config = config
@@ -65,17 +75,13 @@ class RaftWorker:
         run_dir = Path(config.data_dir) / "run"
         self._bell = BellListener(run_dir / WORKER_BELL, segment.worker_ref("sleeping"))
         self._beat = segment.worker_ref("beat_ns")
-        self._inbound = segment.inbound_reader()
+        self.inbound = segment.inbound_reader()
         self.source = CommandSource(segment, run_dir, config.max_entry_bytes)
         self._poll = select.poll()
         self._poll.register(self._bell.fd, select.POLLIN)
         self._state = -1
         self._stopping = False
         self._ready = False
-        # What earlier workers counted goes on.
-        self._refused_before = self._words["messages_refused"]
-        self._malformed_before = self._words["messages_malformed"]
-        self._absurd_before = self._words["messages_absurd"]
         self._watch = watch
 
     # --- life -----------------------------------------------------------------------------------------
@@ -91,7 +97,7 @@ class RaftWorker:
         words["yielded"] = 0
         self._beat.store(now_ns())
         self._segment.set_worker_text("error", "")
-        self._inbound.skip_all()
+        self.inbound.skip_all()
         # A state of stopped would make sessions give up at once; they can wait for this worker.
         self._set_state(WorkerState.INITIALIZING)
         count = self.source.answer_taken_earlier(RESTARTED)
@@ -136,52 +142,47 @@ class RaftWorker:
                 if joins:
                     self._words["joined"] = 1
             # Nobody is told who this node is yet, so nothing in there can matter.
-            self._inbound.skip_all()
+            self.inbound.skip_all()
             if not self.source.pending():
                 self._sleep(now_ns() + IDLE_WAKE_MS * _MS)
 
-    def run(self, node: Node) -> None:
+    def run(self, replica: Replica, executor: SegmentExecutor) -> None:
         """Turn after turn, until told to stop. Raises Stop."""
         self._words["joined"] = 1
-        self._watch.stop()
-        self._watch = node.core.watch
-        self._watch.start(self._on_stall)
-        more = False
+        self._watch.on_stall = self._on_stall
         while True:
-            self._beat.store(now_ns())
-            node.yields = self._asked_to_yield()
-            records = self._inbound.read(INBOUND_READ_BYTES)
-            # Behind them, see Node.turn: this process may be stopped at any moment, for any time.
-            now = now_ns()
-            commands = self.source.take(now)
-            more = node.turn(records, commands, now)
-            self._show(node, len(commands))
+            outputs = self._turn(replica, executor)
             if self._is_over():
-                self._hand_over_and_stop(node)
-            if not more:
-                self._sleep(node.deadline_ns(), node.desk.gathers_until())
+                self._hand_over_and_stop(replica, executor)
+            if not outputs.more:
+                self._sleep(outputs.deadline_ns, outputs.gathers_until_ns)
 
-    def _show(self, node: Node, taken: int) -> None:
-        if taken:
-            self._words.add("commands_taken", taken)
-        words, core = self._words, node.core
-        words["messages_refused"] = self._refused_before + node.rejected + self.source.malformed
-        words["messages_malformed"] = self._malformed_before + node.malformed
-        words["messages_absurd"] = self._absurd_before + node.door.absurd
-        words["messages_dropped"] = node.outbox.dropped
-        words["ring_damage"] = self.source.damage + self._inbound.damage
-        words["yielded"] = int(node.has_yielded)
-        words["fsyncs"] = core.syncs
-        words["fsync_ns_total"] = core.sync_ns_total
-        words["fsync_ns_max"] = core.sync_ns_max
+    def _turn(self, replica: Replica, executor: SegmentExecutor) -> Outputs:
+        """Take what has come, and step until all of it is done."""
+        self._beat.store(now_ns())
+        self._watch.next_step()
+        inputs, now = executor.read()
+        inputs.yields = self._asked_to_yield()
+        outputs = replica.step(inputs, now)
+        executor.carry_out(outputs)
+        for _ in range(STEPS_MAX):
+            if not outputs.more:
+                break
+            inputs, now = executor.notes()
+            outputs = replica.step(inputs, now)
+            executor.carry_out(outputs)
+        self._show(outputs.shown)
+        return outputs
+
+    def _show(self, shown: Shown) -> None:
         if not self._ready:
             self._ready = True
             self._words["ready"] = 1
-        if node.removed:
-            self._set_state(WorkerState.STOPPED, node.desk.out_reason)
-        elif node.barred:
-            self._set_state(WorkerState.ERROR, node.barred)
-        elif node.core.membership_log.current.nodes:
+        if shown.removed:
+            self._set_state(WorkerState.STOPPED, shown.removed)
+        elif shown.barred:
+            self._set_state(WorkerState.ERROR, shown.barred)
+        elif shown.is_member:
             self._set_state(WorkerState.RUNNING)
         else:
             self._set_state(WorkerState.INITIALIZING)
@@ -200,7 +201,7 @@ class RaftWorker:
             until_ns = min(until_ns, gathers_until_ns)
         self._bell.about_to_sleep(Sleep.FOR_PEERS if gathers else Sleep.FOR_ANYONE)
         rung = False
-        if not self._inbound.pending() and (gathers or not self.source.pending()):
+        if not self.inbound.pending() and (gathers or not self.source.pending()):
             wait_ms = (until_ns - now + _MS - 1) // _MS
             if wait_ms > 0:
                 self._watch.idle = True
@@ -223,23 +224,17 @@ class RaftWorker:
         self._beat.store(0)
         raise Stop(0)
 
-    def _hand_over_and_stop(self, node: Node) -> None:
+    def _hand_over_and_stop(self, replica: Replica, executor: SegmentExecutor) -> None:
         """A planned stop costs the cluster no election: the best voter takes over first."""
-        successor = node.desk.best_successor() if node.desk.leads else 0
+        successor = replica.begin_stop()
         if successor:
-            log("LOG", f"node {node.node_id} hands leadership over to node {successor}")
-            node.desk.begin_transfer(successor)
             until = now_ns() + min(HAND_OVER_MS_MAX, self._config.election_timeout_ms) * _MS
-            while node.desk.leads and node.desk.can_take_over(successor) and now_ns() < until:
-                records = self._inbound.read(INBOUND_READ_BYTES)
-                now = now_ns()
-                node.turn(records, self.source.take(now), now)
-                self._sleep(min(until, node.deadline_ns()))
-        node.lease.end()
-        node.desk.stop()
-        node.finish()
-        node.core.write_commit()
-        node.core.store.close()
+            while replica.desk.leads and replica.desk.can_take_over(successor) and now_ns() < until:
+                outputs = self._turn(replica, executor)
+                if not outputs.more:
+                    self._sleep(min(until, outputs.deadline_ns))
+        executor.carry_out(replica.stop(now_ns()))
+        executor.store.close()
         self._gone()
 
     def _on_stall(self, reason: str) -> None:
@@ -266,7 +261,7 @@ class RaftWorker:
         self.source.answer_taken_earlier(unknown)
         while True:
             self._end_where_due()
-            self._inbound.skip_all()
+            self.inbound.skip_all()
             self.source.drain(lambda _: answer, now_ns())
             self._sleep(now_ns() + min(IDLE_WAKE_MS, self._config.election_timeout_ms // 4) * _MS)
 
@@ -306,15 +301,20 @@ def _serve(config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
         worker.wait_for_init()
         store = open_durable_state(config, identity, worker.progress)
         worker.progress()
-        node = build_node(config, identity, store, worker.source, segment)
+        applied, chance = applied_before(segment, store), random.SystemRandom()
+        replica = build_node(config, identity, store, now_ns=now_ns(), chance=chance, applied=applied)
+        executor = SegmentExecutor(
+            Path(config.data_dir), segment, worker.inbound, worker.source, store, watch
+        )
         worker.progress()
     gc.collect()
     gc.freeze()
     # Nearly nothing here makes cycles; looking for them every few hundred objects would cost each commit.
     gc.set_threshold(GC_OBJECTS)
     try:
-        worker.run(node)
+        worker.run(replica, executor)
     except _FAILURES as error:
+        executor.log(replica.take_log_lines())
         worker.stay_out(str(error), _hint_of(error))
 
 

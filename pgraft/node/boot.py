@@ -1,8 +1,11 @@
-"""How a node comes to its state at start: identity, store, first membership, and the parts of `Node`."""
+"""How a node comes to its state at start: identity, store, first membership, and the parts of a `Replica`.
+
+This runs before the first step: it reads and writes files, and looks into the segment.
+"""
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,26 +13,25 @@ import msgspec
 
 from pgraft.log import log
 from pgraft.node.board import Board
-from pgraft.node.commands import CommandSource
-from pgraft.node.core import Core
+from pgraft.node.core import Core, Limits
 from pgraft.node.desk import BOOTSTRAP_INDEX, Desk
 from pgraft.node.membership import Membership
 from pgraft.node.membership import Node as MemberNode
-from pgraft.node.node import Node
+from pgraft.node.node import Replica
 from pgraft.node.outbox import Outbox
+from pgraft.node.outputs import LogLines
 from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.types import ConfState, HardState
 from pgraft.shm.blocks import BlockUnreadable, read_status
-from pgraft.shm.doorbell import NETWORK_BELL, Bell
 from pgraft.shm.segment import Segment
-from pgraft.shm.words import now_ns
 from pgraft.storage import (
     Identity,
     Store,
     create_identity,
     load_identity,
+    load_peers,
     new_member_id,
     open_store,
     update_identity,
@@ -125,7 +127,7 @@ def open_durable_state(config: NodeConfig, identity: Identity, progress: Callabl
     return store
 
 
-def _applied_before(segment: Segment, store: Store) -> int:
+def applied_before(segment: Segment, store: Store) -> int:
     """What an earlier worker of this segment had applied: it was committed, and on disk before.
 
     The commit index on disk lags behind (it is never written alone), and sessions that have read the later
@@ -139,27 +141,33 @@ def _applied_before(segment: Segment, store: Store) -> int:
 
 
 def build_node(
-    config: NodeConfig, identity: Identity, store: Store, source: CommandSource, segment: Segment
-) -> Node:
-    """Put the parts together. Raises StorageError."""
-    now = now_ns()
+    config: NodeConfig,
+    identity: Identity,
+    store: Store,
+    *,
+    now_ns: int,
+    chance: random.Random,
+    applied: int = 0,
+    limits: Limits | None = None,
+) -> Replica:
+    """Put the parts together. `applied` is known to have been applied here; `chance` gives all that the node
+    does by chance; `now_ns` is the time of the start. Raises StorageError."""
     if store.is_empty and identity.formed:
         raise ConfigConflict(
             f"{config.data_dir} has an identity but no Raft state any more",
             "Its log was removed by hand. Remove this node from the cluster, empty the directory, and add it"
             " under a new id.",
         )
-    quiet, promised = _quiet(config, identity, store, now)
+    quiet, promised = _quiet(config, identity, store, now_ns)
     if promised != identity:
         update_identity(Path(config.data_dir), promised)
-    core = Core(config, store, secrets.randbits(64), _applied_before(segment, store))
-    outbound = segment.outbound_writer()
-    bell = Bell(Path(config.data_dir) / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
-    outbox = Outbox(config.node_id, outbound, bell, core.promise_ns // 1_000_000)
+    lines = LogLines()
+    core = Core(config, store, chance, applied, limits)
+    outbox = Outbox(config.node_id, core.promise_ns // 1_000_000)
     board = Board(config.node_id, config.election_timeout_ms, core.membership_log)
-    roster = Roster(config, promised, segment, outbound)
-    desk = Desk(config, core, roster, board, outbox, source, secrets.randbits(63))
-    node = Node(config, core, roster, board, outbox, desk, segment, quiet, now)
+    roster = Roster(config, promised, load_peers(Path(config.data_dir)), lines)
+    desk = Desk(config, core, roster, board, outbox, chance.getrandbits(63), lines)
+    node = Replica(config, core, roster, board, outbox, desk, quiet, lines, now_ns)
     if not core.membership_log.current.nodes:
         roster.log_waiting()
     if store.recovered.cut_bytes:

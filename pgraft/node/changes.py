@@ -36,6 +36,8 @@ class Host(Protocol):
     @property
     def leader_id(self) -> int: ...
     @property
+    def can_propose_change(self) -> bool: ...
+    @property
     def applied(self) -> int: ...
     @property
     def last_index(self) -> int: ...
@@ -79,7 +81,7 @@ class _Proposed:
             return True
         if self._index and self._host.applied < self._index:
             return False
-        if now_ns >= self._next_try_ns:
+        if self._host.can_propose_change and now_ns >= self._next_try_ns:
             self._next_try_ns = now_ns + PROPOSE_AGAIN_NS
             self._index = self._host.propose_change(self._change)
             self.was_proposed = self.was_proposed or self._index > 0

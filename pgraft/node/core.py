@@ -1,17 +1,17 @@
-"""The consensus core with its storage: what is durable before what is sent.
+"""The consensus core over what is stored: which Ready is taken, and what of it goes before what.
 
-A turn takes everything that the core has ready: the leader's appends and heartbeats go out first,
-at the same time as its own write (dissertation 10.2.1); term, vote and entries are then synced;
-only then goes what promises them. Nothing here decides; it orders.
+A step takes at most one Ready: the leader's appends and heartbeats may leave at the same time as its own
+write (dissertation 10.2.1); term, vote and entries are then synced; only then goes what promises them.
+That a Ready was carried out is told to the core at the start of the next step. Nothing here writes.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Protocol
 
-from pgraft.node.disk_watch import DiskWatch
+import msgspec
+
 from pgraft.node.membership import (
     Membership,
     MembershipError,
@@ -21,6 +21,7 @@ from pgraft.node.membership import (
     from_snapshot,
     wrong_conf_state,
 )
+from pgraft.node.outputs import Outputs
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import Config, RawNode, Ready
 from pgraft.raft.types import (
@@ -28,31 +29,50 @@ from pgraft.raft.types import (
     ConfState,
     Entry,
     HardState,
-    Message,
-    MessageType,
     Snapshot,
     StateType,
 )
-from pgraft.shm.words import now_ns as clock
-from pgraft.storage import Store
 
 TICKS_PER_HEARTBEAT = 10
-MESSAGE_ENTRY_BYTES_MAX = 512 * 1024
-INFLIGHT_MESSAGES_MAX = 256
-INFLIGHT_BYTES_MAX = 1536 * 1024
-"""To one peer; two peers' worth of it fits into the outbound ring."""
 UNCOMMITTED_BYTES_MAX = 64 * 1024 * 1024
-COMMITTED_BYTES_PER_TURN_MAX = 1024 * 1024
-TURNS_MAX = 64
-"""Ready rounds in one turn; what is left comes in the next, after messages and commands were read."""
 
-_BEFORE_SYNC = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageType.MsgSnap))
+_CAMPAIGNS = frozenset((StateType.StateCandidate, StateType.StatePreCandidate))
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much goes at once. The simulator has smaller ones, so that little data reaches them."""
+
+    message_entry_bytes: int = 512 * 1024
+    inflight_messages: int = 256
+    inflight_bytes: int = 1536 * 1024
+    """To one peer; two peers' worth of it fits into the outbound ring."""
+    uncommitted_bytes: int = UNCOMMITTED_BYTES_MAX
+    committed_bytes_per_step: int = 1024 * 1024
+
+
+class Stored(Protocol):
+    """What is on disk, to read (storage.Store). Everything that an earlier step wanted written is in it."""
+
+    @property
+    def hard_state(self) -> HardState: ...
+    @property
+    def log_bytes(self) -> int: ...
+    @property
+    def is_empty(self) -> bool: ...
+    def initial_state(self) -> tuple[HardState, ConfState]: ...
+    def first_index(self) -> int: ...
+    def last_index(self) -> int: ...
+    def term(self, index: int) -> int: ...
+    def entries(self, lo: int, hi: int, max_size: int) -> list[Entry]: ...
+    def snapshot(self) -> Snapshot: ...
+    def compaction_point(self, keep_entries: int, keep_bytes: int, upto: int) -> int: ...
+    def conf_change_entries(self, lo: int, hi: int) -> list[Entry]: ...
 
 
 class BootStorage:
     """The store as the core sees it at start: with the configuration of what has been applied."""
 
-    def __init__(self, store: Store, hard_state: HardState, conf_state: ConfState) -> None:
+    def __init__(self, store: Stored, hard_state: HardState, conf_state: ConfState) -> None:
         self._initial = (hard_state, conf_state)
         self.entries = store.entries
         self.term = store.term
@@ -65,29 +85,7 @@ class BootStorage:
         return self._initial
 
 
-class Effects(Protocol):
-    """What a turn does to the world, in the order of the calls."""
-
-    def send(self, message: Message) -> None:
-        """Queue a message for its peer."""
-
-    def flush(self) -> None:
-        """Let everything queued go now; a sync follows."""
-
-    def on_role(self) -> None:
-        """Term, leader or role may have changed."""
-
-    def on_committed(self, entries: list[Entry]) -> None:
-        """These were committed, and are applied now."""
-
-    def on_snapshot(self, snapshot: Snapshot) -> None:
-        """A snapshot took the place of the log."""
-
-    def on_read(self, index: int, context: bytes) -> None:
-        """A read barrier got its index."""
-
-
-def replay_membership(store: Store, applied: int = 0) -> tuple[MembershipLog, HardState]:
+def replay_membership(store: Stored, applied: int = 0) -> tuple[MembershipLog, HardState]:
     """The membership at the commit index, rebuilt from the snapshot and the changes behind it.
 
     That index is the one on disk, or `applied`, where it is known that so much had been applied. Raises
@@ -111,21 +109,30 @@ def replay_membership(store: Store, applied: int = 0) -> tuple[MembershipLog, Ha
 
 
 class Core:
-    """RawNode and Store, turn by turn."""
+    """RawNode and what is stored, one Ready at a time.
 
-    def __init__(self, config: NodeConfig, store: Store, seed: int, applied: int = 0) -> None:
+    `applied` is the index of the last entry that was applied here; the core's own follows with `advance`.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        store: Stored,
+        chance: random.Random,
+        applied: int = 0,
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
         self.store = store
         self.membership_log, hard_state = replay_membership(store, applied)
         self._durable = hard_state
         self._written_commit = store.hard_state.commit
-        self.watch = DiskWatch(config.disk_stall_timeout_ms, config.data_dir)
-        self.syncs = 0
-        self.sync_ns_total = 0
-        self.sync_ns_max = 0
+        self._taken: Ready | None = None
         self.tick_ns = config.heartbeat_interval_ms * 1_000_000 // TICKS_PER_HEARTBEAT
         self.election_tick = config.election_timeout_ms * TICKS_PER_HEARTBEAT // config.heartbeat_interval_ms
         # A tick less than the core waits, since the first one may come at once.
         self.promise_ns = (self.election_tick - 1) * self.tick_ns
+        self.applied = max(hard_state.commit, store.snapshot().metadata.index)
         storage = BootStorage(store, hard_state, self.membership_log.current.conf_state)
         self.raw = RawNode(
             Config(
@@ -133,17 +140,17 @@ class Core:
                 election_tick=self.election_tick,
                 heartbeat_tick=TICKS_PER_HEARTBEAT,
                 storage=storage,
-                applied=max(hard_state.commit, store.snapshot().metadata.index),
-                max_size_per_msg=MESSAGE_ENTRY_BYTES_MAX,
-                max_committed_size_per_ready=COMMITTED_BYTES_PER_TURN_MAX,
-                max_uncommitted_entries_size=UNCOMMITTED_BYTES_MAX,
-                max_inflight_msgs=INFLIGHT_MESSAGES_MAX,
-                max_inflight_bytes=INFLIGHT_BYTES_MAX,
+                applied=self.applied,
+                max_size_per_msg=limits.message_entry_bytes,
+                max_committed_size_per_ready=limits.committed_bytes_per_step,
+                max_uncommitted_entries_size=limits.uncommitted_bytes,
+                max_inflight_msgs=limits.inflight_messages,
+                max_inflight_bytes=limits.inflight_bytes,
                 check_quorum=True,
                 pre_vote=True,
                 disable_proposal_forwarding=True,
                 step_down_on_removal=True,
-                rng=random.Random(seed),
+                rng=chance,
             )
         )
         self.raft = self.raw.raft
@@ -157,88 +164,89 @@ class Core:
         """Lead no more, without a successor: an election follows."""
         self.raft.become_follower(self.raft.term, NO_NODE)
 
-    def turn(self, effects: Effects) -> bool:
-        """Do all that is ready. Returns whether there is more. Raises StorageError and DiskStalled."""
-        self.watch.next_step()
-        for _ in range(TURNS_MAX):
-            if not self.raw.has_ready():
-                return False
-            self._once(self.raw.ready(), effects)
-        return self.raw.has_ready()
+    # --- one Ready --------------------------------------------------------------------------------------
 
-    def _once(self, ready: Ready, effects: Effects) -> None:
-        effects.on_role()
-        after: list[Message] = []
-        early = self.leads and not self._promises(ready)
-        for message in ready.messages:
-            if early and message.type in _BEFORE_SYNC:
-                effects.send(message)
-            else:
-                after.append(message)
-        snapshot = ready.snapshot
-        if ready.entries or ready.hard_state is not None or snapshot is not None:
-            self._persist(ready, effects.flush)
-        if snapshot is not None:
-            effects.on_snapshot(snapshot)
-        if after:
-            for message in after:
-                effects.send(message)
-            effects.flush()
-        if ready.committed_entries:
-            effects.on_committed(ready.committed_entries)
-        for read in ready.read_states:
-            effects.on_read(read.index, read.request_ctx)
-        self.raw.advance(ready)
+    def advance(self) -> None:
+        """All that the last Ready asked for has been carried out."""
+        taken = self._taken
+        if taken is not None:
+            self._taken = None
+            self.raw.advance(taken)
 
-    def _promises(self, ready: Ready) -> bool:
+    def take(self) -> Ready | None:
+        """What is to be done now, if anything. Once a step."""
+        if not self.raw.has_ready():
+            return None
+        self._taken = ready = self.raw.ready()
+        return ready
+
+    def promises(self, ready: Ready) -> bool:
         """Whether term or vote change, which nothing may overtake."""
         new, old = ready.hard_state, self._durable
         return new is not None and (new.term != old.term or new.vote != old.vote)
 
-    def _persist(self, ready: Ready, flush: Callable[[], None]) -> None:
-        hard_state = ready.hard_state or self._durable
-        promised = self._promises(ready)
-        self._durable = hard_state
-        # A commit index alone is not written: it promises nothing, and goes along with the next batch.
-        if not promised and not ready.entries and ready.snapshot is None:
-            return
-        flush()
-        started_ns = clock()
-        if ready.snapshot is not None:
-            # Entries behind it, and their commit, may have come in the same turn: they go after it.
-            commit = min(hard_state.commit, ready.snapshot.metadata.index)
-            at_snapshot = HardState(hard_state.term, hard_state.vote, commit)
-            self.store.install_snapshot(ready.snapshot, at_snapshot)
-        if promised or ready.entries:
-            self.store.append(hard_state, ready.entries)
-        self._written_commit = hard_state.commit
-        self._count_sync(clock() - started_ns)
+    def persist(self, ready: Ready, promises: bool, outputs: Outputs) -> bool:
+        """Have written what must be; whether there is anything. A commit index alone is not written: it
+        promises nothing, and goes along with the next batch."""
+        if ready.hard_state is not None:
+            self._durable = ready.hard_state
+        if not promises and not ready.entries and ready.snapshot is None:
+            return False
+        outputs.snapshot, outputs.entries = ready.snapshot, ready.entries
+        self._write(outputs)
+        return True
 
-    def _count_sync(self, took_ns: int) -> None:
-        self.syncs += 1
-        self.sync_ns_total += took_ns
-        self.sync_ns_max = max(self.sync_ns_max, took_ns)
-        self.watch.next_step()
-
-    def write_commit(self) -> None:
-        """Write the commit index, so that the next start knows it. Raises StorageError."""
+    def persist_commit(self, outputs: Outputs) -> None:
+        """Have the commit index written, so that the next start knows it."""
         if self._durable.commit > self._written_commit:
-            self.store.append(self._durable, [])
-            self._written_commit = self._durable.commit
+            self._write(outputs)
 
-    def compact(self, config: NodeConfig, *, threshold: int) -> int:
-        """Compact the log to what must be kept, when at least `threshold` entries can go.
+    def _write(self, outputs: Outputs) -> None:
+        outputs.hard_state = self._durable
+        self._written_commit = self._durable.commit
 
-        Returns the index of the snapshot that takes their place, 0 when nothing was done. The
-        snapshot stands right before the first kept entry, so that a newcomer receives all of them.
-        Raises StorageError.
+    def has_more(self) -> bool:
+        """Whether a Ready will be there as soon as the last one is carried out."""
+        if self.raw.has_ready():
+            return True
+        taken, raft = self._taken, self.raft
+        if taken is None:
+            return False
+        if taken.snapshot is not None or raft.state in _CAMPAIGNS or raft.trk.config.auto_leave:
+            # Entries behind the snapshot; this node's own vote.
+            return True
+        if taken.committed_entries and taken.committed_entries[-1].index < raft.raft_log.committed:
+            return True
+        return bool(taken.entries) and self._own_write_commits(taken.entries[-1].index)
+
+    def _own_write_commits(self, last: int) -> bool:
+        """Whether something is committed once this leader's own write counts."""
+        raft = self.raft
+        if raft.state is not StateType.StateLeader:
+            return False
+        progress = raft.trk.progress
+
+        def acked(node_id: int) -> int | None:
+            if node_id == raft.id:
+                return last
+            known = progress.get(node_id)
+            return known.match if known is not None else None
+
+        return raft.trk.config.voters.committed_index(acked) > raft.raft_log.committed
+
+    # --- compaction -------------------------------------------------------------------------------------
+
+    def compact(self, config: NodeConfig, *, threshold: int) -> Snapshot | None:
+        """The snapshot that takes the place of what need not be kept, when at least `threshold` entries can
+        go. It stands right before the first kept entry, so that a newcomer receives all of them. Raises
+        StorageError.
         """
         store = self.store
         # Only what the store knows to be committed can go.
-        applied = min(self.raft.raft_log.applied, store.hard_state.commit)
+        applied = min(self.applied, store.hard_state.commit)
         point = store.compaction_point(config.log_keep_entries, config.log_keep_bytes, applied)
         if point - (store.first_index() - 1) < threshold:
-            return 0
-        store.compact(self.membership_log.at(point).to_snapshot(point, store.term(point)))
+            return None
+        snapshot = self.membership_log.at(point).to_snapshot(point, store.term(point))
         self.membership_log.forget_before(point)
-        return point
+        return snapshot

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import msgspec
 
-from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.board import Board
-from pgraft.node.commands import Answer, Command, CommandSource
+from pgraft.node.commands import Answer, Command
 from pgraft.node.core import Core
 from pgraft.node.envelope import Call, Reply
 from pgraft.node.outbox import Outbox
+from pgraft.node.outputs import LogLines, Outputs
 from pgraft.node.queue import ChangeQueue
 from pgraft.node.roster import Roster
 from pgraft.node.router import DATA_PREFIX, Forwarded, Proposals, Waiting
@@ -61,14 +61,14 @@ class Desk(Standing):
         roster: Roster,
         board: Board,
         outbox: Outbox,
-        source: CommandSource,
         nonce: int,
+        log: LogLines,
     ) -> None:
         super().__init__(config, core, roster, board)
         self.config = config
         self.debug = False
         self._outbox = outbox
-        self._source = source
+        self._log = log
         self._proposals = Proposals()
         self._forwarded = Forwarded(nonce)
         self._waiting = Waiting(self.election_timeout_ns)
@@ -78,6 +78,7 @@ class Desk(Standing):
         self._reads: list[tuple[int, Command]] = []
         self._barrier_no = 0
         self._answers: list[tuple[Command, Answer]] = []
+        self._compactions: list[Command] = []
         self._next_sweep_ns = 0
         self._appended_ns = 0
         self._entry_read: tuple[int, bytes | None] = (0, None)
@@ -86,7 +87,7 @@ class Desk(Standing):
 
     def notice(self, command: Command, text: str) -> None:
         """Tell the session, and the log, how far its command is."""
-        log("LOG", text)
+        self._log("LOG", text)
         self.answer(command, answers.progress(text))
 
     # --- taking in ------------------------------------------------------------------------------------
@@ -94,7 +95,8 @@ class Desk(Standing):
     def take(self, command: Command) -> None:
         """A command came, from a session or from another node."""
         if self.debug:
-            log("DEBUG", f"node {self.node_id} took command kind {command.kind}, {len(command.data)} bytes")
+            text = f"node {self.node_id} took command kind {command.kind}, {len(command.data)} bytes"
+            self._log("DEBUG", text)
         match command.kind:
             case CommandKind.REPLICATE:
                 self._appends.append(command)
@@ -108,8 +110,7 @@ class Desk(Standing):
             case CommandKind.REMOVE_NODE | CommandKind.UPDATE_NODE | CommandKind.TRANSFER_LEADER:
                 self._waiting.add(command, self.now)
             case CommandKind.TAKE_SNAPSHOT:
-                self._core.compact(self.config, threshold=1)
-                self.answer(command, answers.ok(self._core.store.first_index() - 1))
+                self._compactions.append(command)
             case _:
                 self.answer(command, answers.argument(f"unknown command {command.kind}"))
 
@@ -245,6 +246,11 @@ class Desk(Standing):
         elsewhere = self._changes.poll(self.now)
         if elsewhere is not None:
             self._route(elsewhere)
+
+    @property
+    def polls(self) -> bool:
+        """Whether something here goes on as soon as the core has applied what it was given."""
+        return bool(self._changes or self._reads)
 
     def sweep(self) -> None:
         """Answer those who have waited for as long as they wanted."""
@@ -386,19 +392,28 @@ class Desk(Standing):
 
     # --- answering --------------------------------------------------------------------------------------
 
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether a session waits for a compaction."""
+        return bool(self._compactions)
+
+    def compacted(self, index: int) -> None:
+        """The snapshot stands at `index` now; those who wanted it hear so."""
+        for command in self._compactions:
+            self.answer(command, answers.ok(index))
+        self._compactions = []
+
     def answer(self, command: Command, answer: Answer) -> None:
-        """Answer at the end of this turn."""
+        """Answer at the end of this step."""
         self._answers.append((command, answer))
 
-    def deliver(self) -> bool:
-        """Put the answers where they belong; whether one goes to another node."""
+    def deliver(self, outputs: Outputs) -> None:
+        """Put the answers where they belong: to sessions, or into the envelope for another node."""
         if not self._answers:
-            return False
+            return
         delivered, self._answers = self._answers, []
-        to_peer = False
         for command, answer in delivered:
             if command.peer:
-                to_peer = True
                 reply = Reply(
                     command.nonce,
                     command.number,
@@ -409,8 +424,7 @@ class Desk(Standing):
                 )
                 self._outbox.reply(command.peer, reply)
             else:
-                self._source.answer(command, answer)
-        return to_peer
+                outputs.answers.append((command, answer))
 
 
 def _hands_itself_over(command: Command, asked: int) -> bool:

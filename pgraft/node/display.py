@@ -5,30 +5,28 @@ from __future__ import annotations
 from pgraft.node.board import Board, Match, role_of
 from pgraft.node.core import Core
 from pgraft.node.envelope import NodeStatus
+from pgraft.node.outputs import Outputs
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft import ProgressState
 from pgraft.raft.types import StateType
-from pgraft.shm.blocks import Status, StatusWriter
+from pgraft.shm.blocks import Status
 from pgraft.shm.layout import Role
-from pgraft.shm.segment import Segment
 
 
 class Display:
-    """The status block's writer."""
+    """The content of the status block, and what of it has changed."""
 
-    def __init__(self, config: NodeConfig, core: Core, board: Board, segment: Segment) -> None:
+    def __init__(self, config: NodeConfig, core: Core, board: Board) -> None:
         self._node_id = config.node_id
         self._core = core
         self._raft = core.raft
         self._board = board
-        self._writer = StatusWriter(segment)
         self._shown = Status()
         self._basis: tuple[object, ...] = ()
         self._rows_shown_ns = 0
-        self.yields = False
         self._every_ns = config.heartbeat_interval_ms * 1_000_000 // 2
 
-    def own_status(self) -> NodeStatus:
+    def own_status(self, *, yields: bool = False) -> NodeStatus:
         """This node's word of itself."""
         raft = self._raft
         role = self._own_role()
@@ -41,7 +39,7 @@ class Display:
             raft_log.last_index(),
             0,
             role == Role.LEARNER,
-            self.yields,
+            yields,
         )
 
     def _own_role(self) -> Role:
@@ -56,30 +54,35 @@ class Display:
             for node_id, progress in self._raft.trk.progress.items()
         }
 
-    def publish(self, role: tuple[int, int, StateType], removed: bool, now: int) -> None:
-        """Show what is new: indexes at once, the rows of members at least every half heartbeat.
+    def publish(self, outputs: Outputs, role: tuple[int, int, StateType], removed: bool, now: int) -> None:
+        """Have shown what is new: indexes at once, the rows of members at least every half heartbeat.
 
         `role` is (term, leader, state); when it, the membership or `removed` changes, so do the rows.
         """
-        raft_log, store = self._raft.raft_log, self._core.store
+        raft_log = self._raft.raft_log
         basis = (role, self._core.membership_log.current, removed)
+        first_index = self._first_index(outputs)
         if basis != self._basis or now - self._rows_shown_ns >= self._every_ns:
             self._basis, self._rows_shown_ns = basis, now
-            self._shown = self._whole(removed, now)
-            self._writer.publish(self._shown)
+            outputs.status = self._shown = self._whole(removed, first_index, now)
+            outputs.rows_changed = True
             return
         status = self._shown
-        indexes = (raft_log.committed, raft_log.applied, store.first_index())
+        indexes = (raft_log.committed, self._core.applied, first_index)
         if indexes == (status.commit_index, status.applied, status.first_index):
             return
         status.commit_index, status.applied, status.first_index = indexes
         status.last_index = raft_log.last_index()
-        status.log_bytes = store.log_bytes
         status.published_boot_ns = now
-        self._writer.publish_head(status)
+        outputs.status = status
 
-    def _whole(self, removed: bool, now: int) -> Status:
-        raft, store = self._raft, self._core.store
+    def _first_index(self, outputs: Outputs) -> int:
+        """The first index once these outputs have been carried out."""
+        coming = outputs.compact or outputs.snapshot
+        return coming.metadata.index + 1 if coming is not None else self._core.store.first_index()
+
+    def _whole(self, removed: bool, first_index: int, now: int) -> Status:
+        raft = self._raft
         membership = self._core.membership_log.current
         own = self.own_status()
         reached, _, needed = self._board.voters(membership, now)
@@ -92,9 +95,8 @@ class Display:
             vote=raft.vote,
             commit_index=own.commit_index,
             last_index=own.last_index,
-            applied=raft.raft_log.applied,
-            first_index=store.first_index(),
-            log_bytes=store.log_bytes,
+            applied=self._core.applied,
+            first_index=first_index,
             published_boot_ns=now,
             voters_reachable=reached,
             voters_needed=needed,

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pgraft.log import log
 from pgraft.node.core import Core
 from pgraft.node.envelope import Envelope, NodeStatus
 from pgraft.node.membership import MembershipError, decode_change, from_snapshot
+from pgraft.node.outputs import LogLines
 from pgraft.node.quiet import CAMPAIGN_TRANSFER
 from pgraft.postgres.settings import BY_NAME
 from pgraft.raft.read_only import POSITION_BYTES, position_of
@@ -50,8 +50,9 @@ _FINE = ""
 class Door:
     """Judges what peers say by what this node knows. A judgement is why it cannot be, empty when it can."""
 
-    def __init__(self, node_id: int, core: Core) -> None:
+    def __init__(self, node_id: int, core: Core, log: LogLines) -> None:
         self._node_id = node_id
+        self._log = log
         self._core = core
         self._raft = core.raft
         self.absurd = 0
@@ -66,7 +67,7 @@ class Door:
             return
         more = f" ({self._kept_back} more since the last report)" if self._kept_back else ""
         self._reported_ns, self._kept_back = now_ns, 0
-        log(
+        self._log(
             "WARNING",
             f"node {self._node_id} turned away what node {sender} sent: {why}{more}",
             detail="It was well-formed and cannot be true. Nothing was changed.",

@@ -1,18 +1,13 @@
-"""One node's part in consensus: messages, commands and time in; envelopes, answers and status out.
+"""One replica: records of peers, requests of sessions and the time in; what to write, send and answer out.
 
-It owns no process and no clock: `raft_worker.py` calls it with what has come and what time it is.
-The order of one turn matters, and `turn` keeps it: what peers sent, what sessions ask, time, the
-core (messages, sync, commits), then the lease, the envelopes, the status block, and last the
-answers, so that a session that got `true` finds the commit index that covers it.
+`Replica.step` is the only way in. It owns no file, no ring and no clock: what it wants done it returns, in
+the order of `outputs.carry_out`. See README.md, "The order of a step".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
-from pgraft.log import log
 from pgraft.node import answers
 from pgraft.node.board import Board
 from pgraft.node.commands import Command
@@ -20,18 +15,17 @@ from pgraft.node.core import Core
 from pgraft.node.desk import Desk
 from pgraft.node.display import Display
 from pgraft.node.door import Door
-from pgraft.node.envelope import BadEnvelope, Envelope, NodeStatus, decode
-from pgraft.node.lease import Lease
+from pgraft.node.envelope import BadEnvelope, Envelope, decode
+from pgraft.node.leadership import Leadership
 from pgraft.node.membership import Membership, MembershipError, admitting, decode_change, from_snapshot
 from pgraft.node.outbox import Outbox
+from pgraft.node.outputs import NETWORK_PROCESS, Inputs, LogLine, LogLines, Outputs, Sending, Shown
 from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
-from pgraft.raft import ProgressState, RaftError
+from pgraft.raft import ProgressState, RaftError, Ready
 from pgraft.raft.types import NO_NODE, Entry, Message, MessageType, Snapshot, StateType
-from pgraft.shm.layout import CommandKind, Yields
-from pgraft.shm.segment import Segment
-from pgraft.shm.words import now_ns as clock
+from pgraft.shm.layout import CommandKind
 from pgraft.transport.records import (
     ENVELOPE_OFFSET,
     RecordKind,
@@ -47,11 +41,13 @@ FAREWELL_ELECTION_TIMEOUTS = 3
 """For how long a removed node still hears that it was removed."""
 
 _FROM_LEADER = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageType.MsgSnap))
+BEFORE_SYNC = _FROM_LEADER
+"""They promise nothing: a leader's may leave before its own write is done."""
 _VOTES = frozenset((MessageType.MsgVote, MessageType.MsgPreVote))
 _BARRED = frozenset((RefusalCode.MEMBER_ID_CHANGED, RefusalCode.DUPLICATE))
 
 
-class Node:
+class Replica:
     """Consensus as one node sees it. All times are CLOCK_BOOTTIME ns."""
 
     def __init__(
@@ -62,8 +58,8 @@ class Node:
         board: Board,
         outbox: Outbox,
         desk: Desk,
-        segment: Segment,
         quiet: Quiet,
+        log: LogLines,
         started_ns: int,
     ) -> None:
         self.config = config
@@ -74,27 +70,25 @@ class Node:
         self.board = board
         self.outbox = outbox
         self.desk = desk
-        self.lease = Lease()
-        self.door = Door(config.node_id, core)
+        self.door = Door(config.node_id, core, log)
+        self.leadership = Leadership(config, core, roster, desk, quiet, log, started_ns)
+        self.lease = self.leadership.lease
         self.rejected = 0
         self.malformed = 0
+        self.elections = 0
         self.barred = ""
+        self._log = log
         self._quiet = quiet
-        self._first_quiet_ns = quiet.until_ns
         self._timeout_ns = config.election_timeout_ms * 1_000_000
-        self._worker = segment.worker
-        self._lease_ref = segment.worker_ref("lease_end_ns")
-        self._display = Display(config, core, board, segment)
+        self._display = Display(config, core, board)
+        self._outputs = Outputs()
+        self._network_epoch = 0
         self._now = started_ns
-        self._last_tick_ns = started_ns
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
-        self._led_term = 0
-        self._yields = Yields.NO
-        self._yield_again_ns = 0
-        self._newest_round = 0
         self._snapshots: dict[int, int] = {}
-        self._lease_basis: tuple[object, ...] = ()
-        self._compacted_check = self.raft.raft_log.applied
+        self._forms = False
+        self._hand_over: tuple[int, Message] | None = None
+        self._compacted_check = core.applied
         self._start_membership(core.membership_log.current)
 
     def _start_membership(self, membership: Membership) -> None:
@@ -108,138 +102,141 @@ class Node:
         """Whether this node was removed from the cluster and takes no part."""
         return bool(self.desk.out_reason)
 
-    # --- one turn ---------------------------------------------------------------------------------------
+    # --- one step ---------------------------------------------------------------------------------------
 
-    def turn(self, records: list[bytes], commands: list[Command], now_ns: int) -> bool:
-        """Handle what has come. Returns whether there is more to do at once. Raises StorageError.
+    def step(self, inputs: Inputs, now_ns: int) -> Outputs:
+        """Handle what has come, and take at most one Ready of the core. Raises StorageError, MembershipError
+        and InvariantViolation; then this replica takes part no more.
 
-        `now_ns` was read after `records`: the promise that answers a leader's round begins now, and may not
-        begin before that round was sent.
+        Everything of the step before was carried out. `now_ns` was read after `inputs.records`: the promise
+        that answers a leader's round begins now, and may not begin before that round was sent.
         """
-        self._now = self.desk.now = now_ns
+        outputs = self._begin(inputs, now_ns)
         # Time first: it passed before these records were read. Behind a leader's message it would count
         # against the promise that is given in answer.
-        self._tick()
-        for record in records:
+        self.leadership.tick(now_ns)
+        for record in inputs.records:
             self._record(record)
-        for command in commands:
+        for command in inputs.commands:
             self._take(command)
-        self._leave_failed_transfer()
-        self._yield_leadership()
+        self.leadership.leave_failed_transfer()
+        self.leadership.yield_leadership(now_ns)
         self.desk.route_all()
-        more = self.core.turn(self)
+        ready = self.core.take()
+        if ready is not None:
+            self._handle(ready, outputs)
         self.desk.poll()
-        if self.core.raw.has_ready():
-            more = self.core.turn(self)
         self.desk.sweep()
         self._farewells()
         if self._snapshots:
             self._report_snapshots()
         self.outbox.release_held(now_ns)
-        self._compact()
-        self.finish()
-        return more
+        self._compact(outputs)
+        outputs.more = self.core.has_more() or (ready is not None and self.desk.polls)
+        outputs.more = outputs.more or self._hand_over is not None
+        self._finish(outputs)
+        return outputs
+
+    def _begin(self, inputs: Inputs, now_ns: int) -> Outputs:
+        self._now = self.desk.now = now_ns
+        self._outputs.clear()
+        self.core.advance()
+        self.leadership.step_begins()
+        self.leadership.yields = inputs.yields
+        self._network_epoch = inputs.network_epoch
+        for node_id in inputs.unsent:
+            if node_id == NETWORK_PROCESS:
+                self.roster.tell_again()
+            else:
+                self.core.raw.report_unreachable(node_id)
+        if self._forms:
+            self._mark_formed()
+        if self._hand_over is not None:
+            (sender, message), self._hand_over = self._hand_over, None
+            self._step(sender, message)
+        return self._outputs
+
+    def begin_stop(self) -> int:
+        """Start to hand leadership over, with the next step. The node that is to lead, 0 for none."""
+        return self.leadership.hand_over_for_stop()
+
+    def stop(self, now_ns: int) -> Outputs:
+        """The last step: the lease ends, everybody who waits is answered, and the commit index is written."""
+        outputs = self._begin(Inputs(network_epoch=self._network_epoch), now_ns)
+        self.lease.end()
+        self.desk.stop()
+        self.core.persist_commit(outputs)
+        self._finish(outputs)
+        return outputs
+
+    def take_log_lines(self) -> list[LogLine]:
+        """What a step that raised had to say."""
+        return self._log.take()
 
     def _take(self, command: Command) -> None:
         if command.kind != CommandKind.SET_DEBUG:
             self.desk.take(command)
             return
         self.desk.debug = bool(command.arg1)
-        self._worker["debug"] = int(self.desk.debug)
-        log("LOG", f"node {self.node_id}: detailed logging is {'on' if self.desk.debug else 'off'}")
+        self._log("LOG", f"node {self.node_id}: detailed logging is {'on' if self.desk.debug else 'off'}")
         self.desk.answer(command, answers.OK)
 
-    def finish(self) -> None:
-        """Lease, envelopes, status, answers: what a turn shows to others, in this order."""
-        self.flush()
-        self._display.publish(self._role, self.removed, self._now)
-        if self.desk.deliver():
-            self.flush()
+    def _handle(self, ready: Ready, outputs: Outputs) -> None:
+        """Sort a Ready into what goes before the write, the write, and what goes after it."""
+        core = self.core
+        self._notice_role(outputs)
+        promises = core.promises(ready)
+        early = core.leads and not promises
+        after: list[Message] = []
+        for message in ready.messages:
+            if early and message.type in BEFORE_SYNC:
+                self._send(message)
+            else:
+                after.append(message)
+        if core.persist(ready, promises, outputs) and not promises:
+            outputs.early = self._envelopes(outputs, promises=False)
+        if ready.snapshot is not None:
+            self._on_snapshot(ready.snapshot)
+        for message in after:
+            self._send(message)
+        if ready.committed_entries:
+            self._on_committed(ready.committed_entries, outputs)
+        for read in ready.read_states:
+            self.desk.read_index(read.index, read.request_ctx)
 
-    def deadline_ns(self) -> int:
-        """When the next turn is due though nothing comes."""
-        ticks = self.core.raw.ticks_to_deadline()
-        due = self._last_tick_ns + ticks * self.core.tick_ns
-        if self._must_not_campaign():
-            due = max(due, self._quiet.until_ns)
+    def _finish(self, outputs: Outputs) -> None:
+        """What a step shows to others."""
+        self.desk.deliver(outputs)
+        outputs.late = self._envelopes(outputs, promises=True)
+        self.roster.give(outputs, self._network_epoch)
+        self._display.publish(outputs, self._role, self.removed, self._now)
+        outputs.shown = self._shown()
+        outputs.deadline_ns = self._deadline_ns()
+        outputs.gathers_until_ns = self.desk.gathers_until()
+        if self._log.lines:
+            outputs.log = self._log.take()
+
+    def _shown(self) -> Shown:
+        return Shown(
+            self.elections,
+            self.rejected,
+            self.malformed,
+            self.door.absurd,
+            self.desk.debug,
+            self.leadership.has_yielded,
+            bool(self.core.membership_log.current.nodes),
+            self.desk.out_reason,
+            self.barred,
+        )
+
+    def _deadline_ns(self) -> int:
+        """When the next step is due though nothing comes."""
         # The worker's beat stays fresh, and silence visible.
-        due = min(due, self._now + self._timeout_ns // 4)
+        due = min(self.leadership.tick_due_ns(self._now), self._now + self._timeout_ns // 4)
         for other in (self.desk.next_ns(), self.outbox.held_due_ns()):
             if other:
                 due = min(due, other)
         return due
-
-    def _tick(self) -> None:
-        ticks = (self._now - self._last_tick_ns) // self.core.tick_ns
-        if ticks <= 0:
-            return
-        self._last_tick_ns += ticks * self.core.tick_ns
-        if self.removed:
-            return
-        # After a long freeze two election timeouts of ticks say all there is to say.
-        for _ in range(min(ticks, 2 * self.core.election_tick)):
-            if self._must_not_campaign():
-                break
-            self.core.raw.tick()
-        self._forget_long_promise()
-
-    def _must_not_campaign(self) -> bool:
-        """Whether the next tick would begin a campaign, with a vote of its own that is promised away."""
-        if self.raft.state == StateType.StateLeader or not self._quiet.holds(self._now):
-            return False
-        return self.core.raw.ticks_to_deadline() <= 1
-
-    def _forget_long_promise(self) -> None:
-        """Once the promises of an earlier worker have run out, only the present timeout counts."""
-        if not self._first_quiet_ns or self._now < self._first_quiet_ns:
-            return
-        self._first_quiet_ns = 0
-        identity, timeout_ms = self.roster.identity, self.config.election_timeout_ms
-        if identity.election_timeout_ms > timeout_ms:
-            self.roster.update(msgspec.structs.replace(identity, election_timeout_ms=timeout_ms))
-
-    def _leave_failed_transfer(self) -> None:
-        """A transfer that came to nothing leaves a leader that has ended its lease: a new term mends it."""
-        raft = self.raft
-        if raft.state != StateType.StateLeader or self.lease.term != raft.term or self.removed:
-            return
-        if self.lease.ended and raft.lead_transferee == NO_NODE:
-            log("LOG", f"node {self.node_id} could not hand leadership over, and steps down")
-            self.core.resign()
-
-    @property
-    def yields(self) -> Yields:
-        """Whether this node had better not lead; the supervisor knows."""
-        return self._yields
-
-    @yields.setter
-    def yields(self, yields: Yields) -> None:
-        if yields != self._yields:
-            self._yields = yields
-            self._yield_again_ns = 0
-            self._display.yields = yields != Yields.NO
-
-    @property
-    def has_yielded(self) -> bool:
-        """Whether nothing keeps from a stop: this node leads no more, or nobody can take over from it."""
-        if self._yields == Yields.NO:
-            return False
-        return not self.desk.leads or (self.raft.lead_transferee == NO_NODE and not self._successor())
-
-    def _successor(self) -> int:
-        return self.desk.best_successor(serving=self._yields == Yields.NOT_SERVING)
-
-    def _yield_leadership(self) -> None:
-        """Lead no more, where another can. One try an election: who has not taken over may be busy."""
-        if self._yields == Yields.NO or not self.desk.leads or self._now < self._yield_again_ns:
-            return
-        successor = self._successor() if self.raft.lead_transferee == NO_NODE else NO_NODE
-        if successor == NO_NODE:
-            return
-        self._yield_again_ns = self._now + 2 * self._timeout_ns
-        why = "this node stops" if self._yields == Yields.STOPPING else "PostgreSQL does not serve here"
-        log("LOG", f"node {self.node_id} hands leadership over to node {successor}: {why}")
-        self.desk.begin_transfer(successor)
 
     def _farewells(self) -> None:
         if not self.roster.leaving:
@@ -251,12 +248,21 @@ class Node:
         if over:
             self.roster.publish(self.core.membership_log.current)
 
-    def _compact(self) -> None:
-        applied = self.raft.raft_log.applied
-        if applied - self._compacted_check < self.config.snapshot_threshold:
+    def _compact(self, outputs: Outputs) -> None:
+        applied = self.core.applied
+        due = applied - self._compacted_check >= self.config.snapshot_threshold
+        if not due and not self.desk.wants_compaction:
             return
-        self._compacted_check = applied
-        self.core.compact(self.config, threshold=self.config.snapshot_threshold)
+        snapshot = outputs.snapshot
+        if snapshot is None:
+            threshold = 1 if self.desk.wants_compaction else self.config.snapshot_threshold
+            outputs.compact = snapshot = self.core.compact(self.config, threshold=threshold)
+        if due:
+            self._compacted_check = applied
+        if snapshot is not None:
+            self.desk.compacted(snapshot.metadata.index)
+        else:
+            self.desk.compacted(self.core.store.first_index() - 1)
 
     # --- what peers send --------------------------------------------------------------------------------
 
@@ -286,7 +292,7 @@ class Node:
         if not honest or sender == self.node_id or not self.roster.is_trusted(sender):
             self.rejected += 1
             return
-        why = self.door.envelope(envelope, self._newest_round)
+        why = self.door.envelope(envelope, self.leadership.newest_round)
         if why:
             self.door.turn_away(sender, why, self._now)
             return
@@ -305,9 +311,14 @@ class Node:
                 self._vote_though_removed(sender, envelope.messages)
                 return
             self._on_added_again()
-        for message in envelope.messages:
-            self._step(sender, message)
         raft = self.raft
+        for message in envelope.messages:
+            if message.type is MessageType.MsgTimeoutNow and raft.raft_log.committed > self.core.applied:
+                # The core does not campaign with a membership change that is not applied. This step applies
+                # what came just before, in this envelope; the next one campaigns.
+                self._hand_over = (sender, message)
+            else:
+                self._step(sender, message)
         if envelope.round and self._follows(sender, envelope):
             self._quiet.promise(self._now + self.core.promise_ns)
             self.outbox.echo(sender, envelope.round, envelope.term)
@@ -336,7 +347,7 @@ class Node:
         if current.get(sender) is None or (self._hears_leader() and sender != lead):
             self.rejected += 1
             return False
-        return self.raft.raft_log.applied < index or current.get(self.node_id) is None
+        return self.core.applied < index or current.get(self.node_id) is None
 
     def _hears_leader(self) -> bool:
         lead = self.raft.lead
@@ -360,7 +371,8 @@ class Node:
         if self._quiet.drops(message, self._now):
             return
         if self.desk.debug:
-            log("DEBUG", f"node {self.node_id} got {message.type.name} of term {message.term} from {sender}")
+            text = f"node {self.node_id} got {message.type.name} of term {message.term} from {sender}"
+            self._log("DEBUG", text)
         try:
             self.core.raw.step(message)
         except RaftError:
@@ -378,7 +390,7 @@ class Node:
     def _on_removed(self, why: str) -> None:
         if self.removed:
             return
-        log(
+        self._log(
             "WARNING",
             f"node {self.node_id} was removed from the cluster and takes no part any more ({why})",
             hint="Stop it with pgraft-launch stop, or add it again with pgraft_add_node() on the leader.",
@@ -388,14 +400,14 @@ class Node:
 
     def _on_added_again(self) -> None:
         self.desk.out_reason = ""
-        log("LOG", f"node {self.node_id} hears a leader again, and takes part again")
+        self._log("LOG", f"node {self.node_id} hears a leader again, and takes part again")
 
-    # --- what the core does (core.Effects) -------------------------------------------------------------
+    # --- what the core wants ----------------------------------------------------------------------------
 
-    def send(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         """Queue a message. A hand-over ends the lease before the successor can hear of it."""
         if self.desk.debug:
-            log("DEBUG", f"node {self.node_id} sends {message.type.name} to node {message.to}")
+            self._log("DEBUG", f"node {self.node_id} sends {message.type.name} to node {message.to}")
         may_wait = False
         match message.type:
             case MessageType.MsgTimeoutNow:
@@ -421,54 +433,28 @@ class Node:
                 del self._snapshots[node_id]
                 self.core.raw.report_snapshot(node_id, False)
 
-    def flush(self) -> None:
-        """Publish the lease, then let the envelopes go."""
-        now = clock()
-        asks = self._asks_for_lease()
-        if asks:
-            self.lease.answer(self.node_id, now, self._timeout_ns)
-        self._publish_lease()
-        if self.roster.tell_identity() and self.outbox.publish():
-            self.outbox.ring()
-        if not self.outbox.is_due():
-            return
-        if asks:
-            self._newest_round = now
-        own = self._display.own_status()
-        if self.outbox.flush(own, self._table(own, now), round_ns=now if asks else 0):
-            self.outbox.ring()
-        for node_id in self.outbox.take_lost():
-            self.core.raw.report_unreachable(node_id)
+    def _envelopes(self, outputs: Outputs, *, promises: bool) -> list[Sending]:
+        """All that is gathered, one envelope a peer; where it asks for a round, that counts from now.
 
-    def _table(self, own: NodeStatus, now: int) -> Callable[[], list[NodeStatus]]:
-        return lambda: self.board.table(own, now)
-
-    def _asks_for_lease(self) -> bool:
-        """Whether this flush asks for a round of the lease: with heartbeats, and while there is no lease.
-
-        Every append could ask, too, but heartbeats renew it long before it ends.
+        The round's time was read before the envelopes leave, so that the lease is no longer for that. With
+        `promises`: behind the write, so that rounds of a leader may be answered.
         """
-        if self.raft.state != StateType.StateLeader or self.lease.ended:
-            return False
-        return self.outbox.beats or self._lease_ref.load() == 0 or self._is_alone()
+        now = self._now
+        asks = self.leadership.ask_round(now, beats=self.outbox.beats)
+        self.leadership.show(outputs)
+        if not self.outbox.is_due():
+            return []
+        if asks:
+            self.leadership.newest_round = now
+        own = self._display.own_status(yields=bool(self.leadership.yields))
+        return self.outbox.flush(
+            own,
+            lambda: self.board.table(own, now),
+            round_ns=now if asks else 0,
+            promises=promises,
+        )
 
-    def _is_alone(self) -> bool:
-        state = self.core.membership_log.current.conf_state
-        return len(state.voters) == 1 and not state.voters_outgoing
-
-    def _publish_lease(self) -> None:
-        raft = self.raft
-        basis = (raft.state, raft.term, self._led_term, self.core.membership_log.current, self.removed)
-        if not self.lease.changed and basis == self._lease_basis:
-            return
-        self._lease_basis = basis
-        end = 0
-        # Only after its first own commit does a leader know the commit index (section 8 of the paper).
-        if raft.state == StateType.StateLeader and self._led_term == raft.term and not self.removed:
-            end = self.lease.end_ns(self.core.membership_log.current.halves())
-        self._lease_ref.store(end)
-
-    def on_role(self) -> None:
+    def _notice_role(self, outputs: Outputs) -> None:
         """React to a change of term, leader or role."""
         raft = self.raft
         role = (raft.term, raft.lead, raft.state)
@@ -480,23 +466,23 @@ class Node:
         leads = raft.state == StateType.StateLeader
         if led and (not leads or raft.term != old_term):
             self.lease.end()
-            self._publish_lease()
+            self.leadership.show(outputs)
             text = f"node {self.node_id} leads no more: "
             if raft.term == old_term:
                 text += f"it steps down at term {old_term}"
             else:
                 text += f"its term {old_term} is over, the term is {raft.term}"
-            log("LOG", text, detail=f"{answers.voters_text(self.desk.voters())}.")
+            self._log("LOG", text, detail=f"{answers.voters_text(self.desk.voters())}.")
             self.desk.deposed()
         if leads and (not led or raft.term != old_term):
             self.lease.begin(raft.term)
-            self._worker.add("elections")
-            log("LOG", f"node {self.node_id} is the leader at term {raft.term}")
+            self.elections += 1
+            self._log("LOG", f"node {self.node_id} is the leader at term {raft.term}")
         if raft.lead != old_lead:
             self.desk.leader_changed(raft.lead)
             if raft.lead and not leads:
                 self.barred = ""
-                log("LOG", f"node {self.node_id} follows node {raft.lead} at term {raft.term}")
+                self._log("LOG", f"node {self.node_id} follows node {raft.lead} at term {raft.term}")
             elif not raft.lead and not led:
                 self._log_lost_leader(old_lead, old_term)
 
@@ -506,17 +492,18 @@ class Node:
         else:
             silent_ms = (self._now - self.board.heard_ns(lead)) // 1_000_000
             why = f"nothing was heard from it for {silent_ms} ms"
-        log("LOG", f"node {self.node_id} follows node {lead} at term {term} no more: {why}")
+        self._log("LOG", f"node {self.node_id} follows node {lead} at term {term} no more: {why}")
 
-    def on_committed(self, entries: list[Entry]) -> None:
+    def _on_committed(self, entries: list[Entry], outputs: Outputs) -> None:
         """Apply: membership changes take effect, sessions get their answer."""
         for entry in entries:
             if entry.type:
-                self._apply_change(entry)
+                self._apply_change(entry, outputs)
         last = entries[-1]
+        self.core.applied = last.index
         if self.raft.state == StateType.StateLeader:
-            if last.term == self.raft.term and self._led_term != last.term:
-                self._led_term = last.term
+            if last.term == self.raft.term and self.leadership.led_term != last.term:
+                self.leadership.led_term = last.term
                 self._tell_pending()
             self.desk.committed(last.index)
         self._mark_formed()
@@ -528,17 +515,22 @@ class Node:
             node = membership.get(node_id)
             if node is not None:
                 call = f"pgraft_add_node({node_id}, '{node.address}', {node.port})"
-                log(
+                self._log(
                     "LOG",
                     f"the addition of node {node_id} is not finished: it is a learner",
                     hint=f"SELECT {call} finishes it, pgraft_remove_node({node_id}) ends it.",
                 )
 
     def _mark_formed(self) -> None:
-        if not self.roster.identity.formed:
+        """The cluster lives: never again start from the initial list. Where nothing is stored yet, one step
+        later: the identity is written first, and with nothing behind it no start would be allowed."""
+        if self.roster.identity.formed:
+            return
+        self._forms = self.core.store.is_empty
+        if not self._forms:
             self.roster.update(msgspec.structs.replace(self.roster.identity, formed=True))
 
-    def _apply_change(self, entry: Entry) -> None:
+    def _apply_change(self, entry: Entry, outputs: Outputs) -> None:
         change = decode_change(entry)
         if change is None:
             return
@@ -562,23 +554,19 @@ class Node:
                 self.roster.taken_back(change.node_id)
         # On disk before anyone hears of it: who was removed may be gone for good, and a node that forgot
         # the commit would ask it for its vote.
-        self.core.write_commit()
+        self.core.persist_commit(outputs)
         text = f"Voters {list(conf_state.voters)}, learners {list(conf_state.learners)}."
-        log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
+        self._log("LOG", f"membership changed at index {entry.index}, term {entry.term}", detail=text)
         self.roster.publish(states.current)
         # One that was taken back before it ever voted just waits to be added again.
         if left is not None and left.node_id == self.node_id and self.node_id in states.current.removed:
             self._on_removed(f"the change at index {entry.index}")
 
-    def on_snapshot(self, snapshot: Snapshot) -> None:
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
         """The leader's snapshot took the place of the log."""
         state = from_snapshot(snapshot)
         self.core.membership_log.reset(snapshot.metadata.index, state)
         self.roster.publish(state)
-        self._compacted_check = snapshot.metadata.index
+        self.core.applied = self._compacted_check = snapshot.metadata.index
         self._mark_formed()
-        log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")
-
-    def on_read(self, index: int, context: bytes) -> None:
-        """A read barrier got its index: everything up to it is committed."""
-        self.desk.read_index(index, context)
+        self._log("LOG", f"node {self.node_id} starts from the snapshot at index {snapshot.metadata.index}")

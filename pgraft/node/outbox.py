@@ -1,4 +1,4 @@
-"""What this node is about to send: messages gathered by peer, one envelope a peer and turn.
+"""What this node is about to send: messages gathered by peer, one envelope a peer at a time.
 
 An append that carries no entries, to a peer that is replicating, only moves the commit index. It
 waits for company (the next append, whose commit index covers it, or COMMIT_LAG_MS), since on a
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Envelope, NodeStatus, Reply, encode
+from pgraft.node.envelope import ENVELOPE_ENTRY_BYTES_MAX, Call, Envelope, NodeStatus, Reply
+from pgraft.node.outputs import Sending
 from pgraft.raft.types import Message, MessageType
-from pgraft.shm.doorbell import Bell
-from pgraft.shm.rings import RingWriter
-from pgraft.transport.records import HURRY, NO_HURRY, RecordKind, prefix
 
 COMMIT_LAG_MS = 5
 _APP = MessageType.MsgApp
 _HEARTBEAT = MessageType.MsgHeartbeat
+_TIMEOUT_NOW = MessageType.MsgTimeoutNow
 _ROUND_TYPES = (MessageType.MsgApp, MessageType.MsgHeartbeat)
 _MESSAGE_BYTES = 64
 """A guess at what a message takes beside its entries' data, high enough to bound a frame."""
@@ -46,18 +45,14 @@ class Peer:
 
 
 class Outbox:
-    """Envelopes to peers, through the outbound ring."""
+    """Gathers what goes to each peer."""
 
-    def __init__(self, node_id: int, ring: RingWriter, bell: Bell, promise_ms: int) -> None:
+    def __init__(self, node_id: int, promise_ms: int) -> None:
         self._node_id = node_id
-        self._ring = ring
         self._promise_ms = promise_ms
-        self.ring = bell.ring
         self._peers: dict[int, Peer] = {}
         self._held_since_ns = 0
         self.beats = False
-        self._lost: list[int] = []
-        self.dropped = 0
 
     def _peer(self, node_id: int) -> Peer:
         peer = self._peers.get(node_id)
@@ -77,6 +72,9 @@ class Outbox:
             self._held_since_ns = self._held_since_ns and self._oldest_held_ns()
         elif message.type == _HEARTBEAT:
             self.beats = True
+        elif message.type == _TIMEOUT_NOW:
+            # Who has just become a voter must know so before it is asked to campaign.
+            self._release(peer)
         peer.bytes += _size_of(message)
         peer.messages.append(message)
 
@@ -116,21 +114,19 @@ class Outbox:
         if self._held_since_ns and now_ns >= self.held_due_ns():
             self._held_since_ns = 0
             for peer in self._peers.values():
-                if peer.held is not None:
-                    peer.bytes += _size_of(peer.held)
-                    peer.messages.append(peer.held)
-                    peer.held = None
+                self._release(peer)
+
+    def _release(self, peer: Peer) -> None:
+        if peer.held is not None:
+            peer.bytes += _size_of(peer.held)
+            peer.messages.append(peer.held)
+            peer.held = None
 
     def drop_held(self) -> None:
         """Leadership has changed hands: what an earlier leader committed is told by the next one."""
         self._held_since_ns = 0
         for peer in self._peers.values():
             peer.held = None
-
-    def take_lost(self) -> list[int]:
-        """Peers whose envelopes had no room since the last call."""
-        lost, self._lost = self._lost, []
-        return lost
 
     def forget(self, node_id: int) -> None:
         """Drop what waits for a peer that is a member no more."""
@@ -142,30 +138,33 @@ class Outbox:
         table: Callable[[], list[NodeStatus]],
         *,
         round_ns: int,
-    ) -> bool:
-        """Put one envelope a peer on the ring. `round_ns`: 0, or the send time when this node leads and
-        asks for a lease answer. Returns whether anything was written; the caller rings the bell."""
+        promises: bool,
+    ) -> list[Sending]:
+        """One envelope for each peer that has something to get, or several where it is much.
+
+        `round_ns`: 0, or the send time when this node leads and asks for a lease answer. Without `promises`
+        no round is answered yet: the term that it is answered in may not be on the disk.
+        """
+        sendings: list[Sending] = []
         for node_id, peer in self._peers.items():
             if peer.has_something():
-                self._send(node_id, peer, status, table, round_ns)
+                self._send(sendings, node_id, peer, status, table, round_ns, promises)
         self.beats = False
-        return self.publish()
+        return sendings
 
     def is_due(self) -> bool:
         """Whether there is an envelope to send."""
         return any(peer.has_something() for peer in self._peers.values())
 
-    def publish(self) -> bool:
-        """Make what was written to the ring visible; whether there was anything."""
-        return self._ring.publish()
-
     def _send(
         self,
+        sendings: list[Sending],
         node_id: int,
         peer: Peer,
         status: NodeStatus,
         table: Callable[[], list[NodeStatus]],
         round_ns: int,
+        promises: bool,
     ) -> None:
         whole = _Load(peer.messages, peer.calls, peer.replies)
         for load in [whole] if peer.bytes <= ENVELOPE_ENTRY_BYTES_MAX else _split(whole):
@@ -177,7 +176,7 @@ class Outbox:
                 status=status,
                 messages=load.messages,
                 round=asks,
-                echo=peer.echo,
+                echo=peer.echo if promises else 0,
                 echo_term=peer.echo_term,
                 promise_ms=self._promise_ms,
                 table=table() if beats and round_ns else [],
@@ -185,15 +184,11 @@ class Outbox:
                 replies=load.replies,
                 removed_index=peer.removed_index,
             )
-            hurry = NO_HURRY if _can_wait(envelope) else HURRY
-            if not self._ring.put(prefix(RecordKind.MESSAGE, node_id), hurry, encode(envelope)):
-                # The network process is behind or away. Raft sends again what matters; a forwarded
-                # command ends as unknown.
-                self.dropped += 1
-                self._lost.append(node_id)
+            sendings.append(Sending(node_id, not _can_wait(envelope), envelope))
         peer.messages, peer.calls, peer.replies = [], [], []
         peer.bytes = peer.removed_index = 0
-        peer.echo = 0
+        if promises:
+            peer.echo = 0
 
 
 def _can_wait(envelope: Envelope) -> bool:

@@ -1,23 +1,20 @@
 """Whom the network process talks to, and who this node is: addresses, member ids, refusals.
 
 Peers remember each other's member id, durably and before the first message of a connection is
-looked at, so that a node whose disk was emptied or replaced is refused under its old id.
+answered, so that a node whose disk was emptied or replaced is refused under its old id. What is to be
+written and shown goes into the outputs of the step (`give`).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
-from pgraft.log import log
 from pgraft.node.membership import Membership, Node
+from pgraft.node.outputs import LogLines, MembersBlock, Outputs
 from pgraft.postgres.settings import NodeConfig
-from pgraft.shm.blocks import MemberRow, MembersWriter
+from pgraft.shm.blocks import MemberRow
 from pgraft.shm.layout import MEMBERS_MAX
-from pgraft.shm.rings import RingWriter
-from pgraft.shm.segment import Segment
-from pgraft.storage import Identity, load_peers, save_peers, update_identity
+from pgraft.storage import Identity
 from pgraft.transport.records import NetIdentity, PeerHello, RecordKind, Refusal, pack
 
 PRESENT_MAX = 4 * MEMBERS_MAX
@@ -35,29 +32,46 @@ class Leaving(msgspec.Struct, frozen=True):
 class Roster:
     """Members as the network process sees them, and what it tells about peers."""
 
-    def __init__(self, config: NodeConfig, identity: Identity, segment: Segment, ring: RingWriter) -> None:
+    def __init__(
+        self, config: NodeConfig, identity: Identity, member_ids: dict[int, int], log: LogLines
+    ) -> None:
         self._config = config
-        self._dir = Path(config.data_dir)
+        self._log = log
         self.identity = identity
-        self._writer = MembersWriter(segment)
-        self._network_epoch = segment.network_ref("epoch")
         self._told_epoch = -1
-        self._ring = ring
-        self._member_ids = load_peers(self._dir)
+        self._member_ids = member_ids
+        self._identity_changed = False
+        self._peers_changed = False
         self._present: dict[int, int] = {}
         self._lost: set[int] = set()
         self._membership = Membership()
         self._met: dict[int, Node] = {}
         self._refusals: dict[int, Refusal] = {}
         self.leaving: dict[int, Leaving] = {}
-        self._published: tuple[object, ...] = ()
+        self._shown: MembersBlock | None = None
+        self._members_changed = False
         self._own_place: tuple[str, int] | None = None
 
-    def tell_identity(self) -> bool:
-        """Tell a network process that is new who this node is; whether something was written."""
-        epoch = self._network_epoch.load()
-        if epoch == self._told_epoch:
-            return False
+    def give(self, outputs: Outputs, network_epoch: int) -> None:
+        """Have written and shown what has changed, and a new network process told who this node is."""
+        if self._identity_changed:
+            self._identity_changed = False
+            outputs.identity = self.identity
+        if self._peers_changed:
+            self._peers_changed = False
+            outputs.peers = dict(self._member_ids)
+        if self._members_changed:
+            self._members_changed = False
+            outputs.members = self._shown
+        if network_epoch != self._told_epoch:
+            self._told_epoch = network_epoch
+            outputs.network = [self._identity_record()]
+
+    def tell_again(self) -> None:
+        """A record for the network process found no room."""
+        self._told_epoch = -1
+
+    def _identity_record(self) -> bytes:
         identity = self.identity
         body = NetIdentity(
             identity.cluster_id,
@@ -68,21 +82,18 @@ class Roster:
             identity.formed,
             self._config.election_timeout_ms,
         )
-        if self._ring.put(pack(RecordKind.IDENTITY, identity.node_id, body)):
-            self._told_epoch = epoch
-        return True
+        return pack(RecordKind.IDENTITY, identity.node_id, body)
 
     def update(self, identity: Identity) -> None:
-        """Store a changed identity. Raises StorageError."""
-        update_identity(self._dir, identity)
+        """Have a changed identity stored."""
+        self._identity_changed = True
         told_differs = identity.formed != self.identity.formed
         self.identity = identity
         if told_differs:
             self._told_epoch = -1
 
     def publish(self, membership: Membership) -> None:
-        """Show the members to the network process and to every backend, when they changed. Raises
-        StorageError."""
+        """Show the members to the network process and to every backend, when they changed."""
         self._membership = membership
         self._remember()
         self._compare_own(membership.get(self.identity.node_id))
@@ -93,10 +104,10 @@ class Roster:
             # Waiting to be added: answer whoever speaks to us, at the address that it gave.
             for node_id, node in self._met.items():
                 rows.setdefault(node_id, self._row(node, membership, is_leaving=True))
-        published = (tuple(rows.values()), membership.removed)
-        if published != self._published:
-            self._published = published
-            self._writer.publish(*published)
+        shown = MembersBlock(tuple(rows.values()), membership.removed)
+        if shown != self._shown:
+            self._shown = shown
+            self._members_changed = True
 
     def _row(self, node: Node, membership: Membership, *, is_leaving: bool = False) -> MemberRow:
         return MemberRow(
@@ -114,7 +125,7 @@ class Roster:
         return self._member_ids.get(node_id, 0)
 
     def hello(self, node_id: int, hello: PeerHello) -> None:
-        """A peer connected: remember its member id before its messages count. Raises StorageError."""
+        """A peer connected: remember its member id before its messages count."""
         self._refusals.pop(node_id, None)
         self._met.pop(node_id, None)
         if len(self._met) >= MEMBERS_MAX:
@@ -144,7 +155,7 @@ class Roster:
                 new[node.node_id] = member_id
         if new:
             self._member_ids |= new
-            save_peers(self._dir, self._member_ids)
+            self._peers_changed = True
 
     def _compare_own(self, own: Node | None) -> None:
         """Say when this node lives elsewhere than the others look for it: they hear it only when it calls."""
@@ -155,7 +166,7 @@ class Roster:
         self._own_place = told
         here = (config.address, config.port)
         if told is not None and told != here:
-            log(
+            self._log(
                 "LOG",
                 f"node {config.node_id} is at {here[0]}:{here[1]} by its settings, and at {told[0]}:{told[1]}"
                 " by the list of members",
@@ -210,7 +221,7 @@ class Roster:
     def taken_back(self, node_id: int) -> None:
         """A newcomer that never became a voter was taken back: its id is free for any disk."""
         if self._member_ids.pop(node_id, None) is not None:
-            save_peers(self._dir, self._member_ids)
+            self._peers_changed = True
 
     def came(self, node_id: int) -> None:
         """A node is a member (again)."""
@@ -227,4 +238,4 @@ class Roster:
         """Say what a node that is to be added to a running cluster waits for."""
         config = self._config
         call = f"SELECT pgraft_add_node({config.node_id}, '{config.address}', {config.port})"
-        log("LOG", f"node {config.node_id} waits to be added", hint=f"On the leader: {call}")
+        self._log("LOG", f"node {config.node_id} waits to be added", hint=f"On the leader: {call}")

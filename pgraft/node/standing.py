@@ -43,7 +43,7 @@ class Standing:
     @property
     def applied(self) -> int:
         """Index of the last applied entry."""
-        return self._raft.raft_log.applied
+        return self._core.applied
 
     @property
     def last_index(self) -> int:
@@ -54,9 +54,14 @@ class Standing:
         """Voters that can be reached, all, and needed."""
         return self._board.voters(self.membership, self.now)
 
+    @property
+    def can_propose_change(self) -> bool:
+        """Whether this node leads, and the core knows of no change that it has not applied."""
+        return self.leads and self._raft.pending_conf_index <= self._raft.raft_log.applied
+
     def propose_change(self, change: ConfChange) -> int:
         """Propose a membership change; its index, or 0 when one is pending or it was dropped."""
-        if not self.leads or self._raft.pending_conf_index > self.applied:
+        if not self.can_propose_change:
             return 0
         try:
             self._core.raw.propose_conf_change(change)

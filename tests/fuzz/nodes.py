@@ -8,6 +8,7 @@ nothing; and what it lets in keeps term and indexes in their bounds.
 from __future__ import annotations
 
 import atexit
+import random
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -15,19 +16,16 @@ from pathlib import Path
 
 import msgspec
 
-import pgraft.node.boot
-import pgraft.node.core
-import pgraft.node.desk
-import pgraft.node.door
-import pgraft.node.node
-import pgraft.node.roster
+from pgraft.executor import SegmentExecutor
 from pgraft.node.boot import build_node, open_durable_state, open_identity
 from pgraft.node.commands import CommandSource
+from pgraft.node.disk_watch import DiskWatch
 from pgraft.node.door import INDEX_MAX, TERM_JUMP_MAX, TERM_MAX
 from pgraft.node.envelope import Call, Envelope, NodeStatus, Reply, encode
 from pgraft.node.membership import ChangeContext, Membership, MembershipError, encode_context
 from pgraft.node.membership import Node as Member
-from pgraft.node.node import Node
+from pgraft.node.node import Replica
+from pgraft.node.outputs import LogLine
 from pgraft.postgres.settings import Member as InitialMember
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.codec import encode_conf_change
@@ -48,7 +46,7 @@ MEMBERS = tuple(InitialMember(i, f"n{i}", "127.0.0.1", 7000 + i) for i in (1, 2,
 
 
 class Clock:
-    """Time by hand, for the modules that look at it."""
+    """Time by hand."""
 
     def __init__(self) -> None:
         self.now = 10**13
@@ -71,15 +69,6 @@ def config(state: str) -> NodeConfig:
 @cache
 def segment() -> Segment:
     """One segment for all inputs: what is left in it by an input is overwritten by the next."""
-    pgraft.node.boot.now_ns = pgraft.node.node.clock = lambda: CLOCK.now  # type: ignore[attr-defined,assignment]
-    for module in (
-        pgraft.node.node,
-        pgraft.node.boot,
-        pgraft.node.door,
-        pgraft.node.roster,
-        pgraft.node.desk,
-    ):
-        module.log = lambda *_, **__: None  # type: ignore[attr-defined]
     name = config("new").segment_name
     segments.unlink(name)
     made = segments.create(name, command_ring_bytes=65536, slot_count=2)
@@ -87,6 +76,13 @@ def segment() -> Segment:
     atexit.register(segments.unlink, name)
     atexit.register(made.close)
     return made
+
+
+class Silent(SegmentExecutor):
+    """Carries everything out, and writes no log."""
+
+    def log(self, lines: list[LogLine]) -> None:
+        """Nothing."""
 
 
 class Rig:
@@ -105,14 +101,18 @@ class Rig:
         identity = open_identity(given)
         store = open_durable_state(given, identity, lambda: None)
         self.source = CommandSource(self.segment, Path(given.data_dir) / "run", given.max_entry_bytes)
-        self.node: Node = build_node(given, identity, store, self.source, self.segment)
+        self.node: Replica = build_node(given, identity, store, now_ns=CLOCK.now, chance=random.Random(1))
+        watch = DiskWatch(given.disk_stall_timeout_ms, given.data_dir)
+        inbound = self.segment.inbound_reader()
+        data_dir = Path(given.data_dir)
+        self.executor = Silent(data_dir, self.segment, inbound, self.source, store, watch, lambda: CLOCK.now)
         self._out = self.segment.outbound_reader()
         for peer in (2, 3, 4):
             self.give(pack(RecordKind.PEER_HELLO, peer, PeerHello(peer + 100, "127.0.0.1", 7000 + peer, 1)))
 
     def close(self) -> None:
         """The end of the input."""
-        self.node.core.store._log.close()
+        self.executor.store._log.close()
         self.source.close()
         for view in self.segment._views[self._views :]:
             view.release()
@@ -120,8 +120,15 @@ class Rig:
 
     def give(self, *records: bytes) -> None:
         """One turn with these records; what the node publishes must be readable."""
-        self.node.turn(list(records), [], CLOCK.now)
-        self._out.skip_all()
+        inputs, now = self.executor.read()
+        inputs.records = list(records)
+        while True:
+            outputs = self.node.step(inputs, now)
+            self.executor.carry_out(outputs)
+            self._out.skip_all()
+            if not outputs.more:
+                break
+            inputs, now = self.executor.notes()
 
     def say(self, sender: int, *messages: Message, **more: object) -> None:
         """A peer says what it may say."""
@@ -169,12 +176,12 @@ class Rig:
         self.say(2, Message(type=M.MsgAppResp, term=raft.term, index=raft.raft_log.last_index()))
 
 
-def state_of(node: Node) -> tuple[object, ...]:
+def state_of(node: Replica) -> tuple[object, ...]:
     """What a message that is turned away must leave as it is."""
     raft, log = node.raft, node.raft.raft_log
     core = node.core
     lead = (raft.term, raft.vote, raft.lead, raft.state, raft.lead_transferee, raft.pending_conf_index)
-    entries = (log.committed, log.applied, log.last_index(), log.last_term(), core.store.hard_state)
+    entries = (log.committed, node.core.applied, log.last_index(), log.last_term(), core.store.hard_state)
     peers = {one: (p.match, p.next, p.state, p.recent_active) for one, p in raft.trk.items()}
     return (
         lead,
@@ -208,7 +215,7 @@ def entry(taker: Taker, index: int, term: int) -> Entry:
     return made
 
 
-def snapshot(taker: Taker, node: Node) -> Snapshot:
+def snapshot(taker: Taker, node: Replica) -> Snapshot:
     """A snapshot of some members."""
     nodes = tuple(Member(i, "127.0.0.1", taker.near(7000)) for i in (1, 2, 3) if not taker.chance(6))
     voters = tuple(member.node_id for member in nodes) if not taker.chance(5) else (taker.near(1, 2),)
@@ -224,7 +231,7 @@ def snapshot(taker: Taker, node: Node) -> Snapshot:
     return msgspec.structs.replace(made, data=taker.bytes(9)) if taker.chance(8) else made
 
 
-def message(taker: Taker, node: Node, sender: int) -> Message:
+def message(taker: Taker, node: Replica, sender: int) -> Message:
     """A message of any type, whose numbers are near what would be true."""
     raft, log = node.raft, node.raft.raft_log
     last, last_term = log.last_index(), log.last_term()
@@ -252,7 +259,7 @@ def message(taker: Taker, node: Node, sender: int) -> Message:
     return made
 
 
-def status(taker: Taker, node: Node, sender: int) -> NodeStatus:
+def status(taker: Taker, node: Replica, sender: int) -> NodeStatus:
     """A status, right in most of its fields."""
     made = NodeStatus(sender, taker.byte() % 6, node.raft.term, 1, 1, taker.near(0, 100))
     if taker.chance(16):
@@ -261,12 +268,12 @@ def status(taker: Taker, node: Node, sender: int) -> NodeStatus:
     return made
 
 
-def envelope(taker: Taker, node: Node, sender: int) -> Envelope:
+def envelope(taker: Taker, node: Replica, sender: int) -> Envelope:
     """One frame's content."""
     made = Envelope(sender, node.raft.term, status(taker, node, sender))
     made.messages = [message(taker, node, sender) for _ in range(taker.byte() % 4)]
     if taker.chance(3):
-        made.round, made.echo = taker.near(CLOCK.now), taker.near(CLOCK.now, node._newest_round)
+        made.round, made.echo = taker.near(CLOCK.now), taker.near(CLOCK.now, node.leadership.newest_round)
         made.echo_term, made.promise_ms = taker.near(node.raft.term), taker.near(900)
     if taker.chance(5):
         made.table = [status(taker, node, taker.near(1, 2, 3, 4)) for _ in range(taker.byte() % 5)]
@@ -342,8 +349,9 @@ def check(rig: Rig, term_before: int) -> None:
     raft, log = rig.node.raft, rig.node.raft.raft_log
     if not raft.term <= min(TERM_MAX, term_before + 4 * TERM_JUMP_MAX):
         raise AssertionError(f"term {raft.term} after {term_before}")
-    if not log.applied <= log.committed <= log.last_index() <= INDEX_MAX:
-        raise AssertionError(f"applied {log.applied}, committed {log.committed}, last {log.last_index()}")
+    applied = rig.node.core.applied
+    if not applied <= log.committed <= log.last_index() <= INDEX_MAX:
+        raise AssertionError(f"applied {applied}, committed {log.committed}, last {log.last_index()}")
     if rig.segment.worker["lease_end_ns"] > CLOCK.now + ELECTION_MS * MS:
         raise AssertionError("a lease that is longer than an election timeout")
     read_status(rig.segment)

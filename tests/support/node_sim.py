@@ -15,17 +15,17 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
-import pgraft.node.boot
-import pgraft.node.node
-from pgraft.node.boot import build_node, open_durable_state, open_identity
+from pgraft.executor import SegmentExecutor
+from pgraft.node.boot import applied_before, build_node, open_durable_state, open_identity
 from pgraft.node.commands import RESTARTED, CommandSource
-from pgraft.node.node import Node
+from pgraft.node.disk_watch import DiskWatch
+from pgraft.node.node import Replica
+from pgraft.node.outputs import Outputs
 from pgraft.postgres.settings import Member, NodeConfig
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import Members, Status, read_members, read_status
-from pgraft.shm.layout import COMMAND_RING_OFFSET, PIECE_BYTES_MAX, CommandKind, Outcome, SlotState
+from pgraft.shm.layout import COMMAND_RING_OFFSET, PIECE_BYTES_MAX, CommandKind, Outcome, SlotState, Yields
 from pgraft.shm.rings import RingWriter
 from pgraft.shm.segment import Segment
 from pgraft.storage import lock_data_dir
@@ -47,6 +47,7 @@ HOP_NS = 100_000
 """How long a message is on its way."""
 REFUSED_EVERY_NS = 500 * MS
 SLOTS = 16
+STEPS_MAX = 64
 HEARTBEAT_MS = 100
 ELECTION_MS = 1000
 Answer = tuple[int, int, int, int, bytes]
@@ -206,7 +207,9 @@ class SimNode:
         self.backend = Backend(self.segment)
         self.reader = self.segment.outbound_reader()
         self.inbox: list[bytes] = []
-        self.node: Node | None = None
+        self.node: Replica | None = None
+        self.executor: SegmentExecutor | None = None
+        self.yields = Yields.NO
         self.frozen = False
         self._lock: LockedDir | None = None
         self._next_slot = 0
@@ -225,7 +228,19 @@ class SimNode:
         self.source = CommandSource(self.segment, data_dir / "run", self.config.max_entry_bytes)
         self.source.answer_taken_earlier(RESTARTED)
         store = open_durable_state(self.config, identity, lambda: None)
-        self.node = build_node(self.config, identity, store, self.source, self.segment)
+        self.node = build_node(
+            self.config,
+            identity,
+            store,
+            now_ns=self.sim.now_ns,
+            chance=self.sim.chance,
+            applied=applied_before(self.segment, store),
+        )
+        watch = DiskWatch(self.config.disk_stall_timeout_ms, self.config.data_dir)
+        inbound = self.segment.inbound_reader()
+        self.executor = SegmentExecutor(
+            data_dir, self.segment, inbound, self.source, store, watch, lambda: self.sim.now_ns
+        )
         self.inbox = []
         self.frozen = False
         self.due_ns = self.sim.now_ns
@@ -235,7 +250,7 @@ class SimNode:
         if self.node is None:
             return
         self.sim.turned_away += self.node.door.absurd
-        self.node.core.store._log.close()
+        self.runs.store._log.close()
         self.node = None
         self.source.close()
         if self._lock is not None:
@@ -254,11 +269,18 @@ class SimNode:
         self.start()
 
     @property
-    def live(self) -> Node:
-        """The running Node."""
+    def live(self) -> Replica:
+        """The running replica."""
         if self.node is None:
             raise RuntimeError(f"node {self.id} does not run")
         return self.node
+
+    @property
+    def runs(self) -> SegmentExecutor:
+        """The executor of the running replica."""
+        if self.executor is None:
+            raise RuntimeError(f"node {self.id} does not run")
+        return self.executor
 
     # --- what others see ------------------------------------------------------------------------------
 
@@ -268,14 +290,21 @@ class SimNode:
         return bool(self.segment.worker["lease_end_ns"] > self.sim.now_ns)
 
     @property
+    def has_yielded(self) -> bool:
+        """What the supervisor reads before it stops PostgreSQL."""
+        return bool(self.segment.worker["yielded"])
+
+    @property
     def status(self) -> Status:
         """The status block."""
         return read_status(self.segment)
 
     @property
     def members(self) -> Members:
-        """The members block."""
+        """The members block; empty before the first step."""
         generation = self.segment.worker["members_generation"]
+        if not generation:
+            return Members(0, (), ())
         if self._members is None or self._members[0] != generation:
             self._members = (generation, read_members(self.segment))
         return self._members[1]
@@ -305,10 +334,22 @@ class SimNode:
 
     def turn(self) -> None:
         """Let the node handle what has come."""
-        records, self.inbox = self.inbox, []
-        commands = self.source.take(self.sim.now_ns)
-        more = self.live.turn(records, commands, self.sim.now_ns)
-        self.due_ns = self.sim.now_ns if more else max(self.live.deadline_ns(), self.sim.now_ns)
+        outputs = self.step()
+        for _ in range(STEPS_MAX):
+            if not outputs.more:
+                break
+            outputs = self.step()
+        self.due_ns = self.sim.now_ns if outputs.more else max(outputs.deadline_ns, self.sim.now_ns)
+
+    def step(self) -> Outputs:
+        """One step with what has come, carried out."""
+        inputs, now = self.runs.read()
+        # There is no network process: others put records where it would.
+        inputs.records, self.inbox = self.inbox, []
+        inputs.yields = self.yields
+        outputs = self.live.step(inputs, now)
+        self.runs.carry_out(outputs)
+        return outputs
 
     def wants_turn(self) -> bool:
         """Whether anything waits, or the time has come."""
@@ -323,6 +364,7 @@ class Sim:
     def __init__(self, root: Path, seed: int = 1) -> None:
         self.root = root
         self.random = random.Random(seed)
+        self.chance = random.Random(seed)
         self.now_ns = 3_600_000 * MS
         self.nodes: dict[int, SimNode] = {}
         self.tickets: list[Ticket] = []
@@ -519,17 +561,11 @@ class Sim:
 
 @contextmanager
 def simulation(root: Path, seed: int = 1) -> Iterator[Sim]:
-    """A simulation whose clock and chance the nodes use; everything is closed at the end."""
+    """A simulation; everything is closed at the end."""
     sim = Sim(root, seed)
-    chance = random.Random(seed)
-    boot, node = pgraft.node.boot, pgraft.node.node
-    kept = (boot.now_ns, boot.secrets, node.clock)
-    boot.now_ns = node.clock = lambda: sim.now_ns  # type: ignore[attr-defined,assignment]
-    boot.secrets = SimpleNamespace(randbits=chance.getrandbits)  # type: ignore[attr-defined,assignment]
     try:
         yield sim
     finally:
-        boot.now_ns, boot.secrets, node.clock = kept  # type: ignore[attr-defined,assignment]
         for one in sim.nodes.values():
             one.close()
     if sim.turned_away and not sim.hostile:

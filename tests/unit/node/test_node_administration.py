@@ -322,21 +322,21 @@ def test_who_had_better_not_lead_hands_over_to_one_that_may(sim: Sim) -> None:
     leader = sim.wait_leader()
     sim.run(300)
     one, other = sim.followers(leader)
-    one.live.yields = Yields.NOT_SERVING
+    one.yields = Yields.NOT_SERVING
     sim.wait(leader.replicate(b"x"))
     sim.run(300)
-    leader.live.yields = Yields.NOT_SERVING
-    assert not leader.live.has_yielded
+    leader.yields = Yields.NOT_SERVING
+    assert not leader.has_yielded
     leader.due_ns = sim.now_ns
     assert sim.wait_leader_of([other], ms=200) is other
-    assert leader.live.has_yielded
+    assert leader.has_yielded
     # With nobody left that serves it goes on: an unserved cluster is better than none.
-    other.live.yields = Yields.NOT_SERVING
+    other.yields = Yields.NOT_SERVING
     sim.run(3 * ELECTION_MS)
     assert other.lease_valid
-    assert other.live.has_yielded
+    assert other.has_yielded
     # A stop hands over all the same.
-    other.live.yields = Yields.STOPPING
+    other.yields = Yields.STOPPING
     other.due_ns = sim.now_ns
     assert sim.wait_leader_of([leader, one], ms=200) in (leader, one)
 
@@ -360,9 +360,9 @@ def test_a_planned_stop_leaves_the_cluster_without_a_leader_for_less_than_a_hear
 
     look()
     sim.on_step.append(look)
-    leader.live.yields = Yields.STOPPING
+    leader.yields = Yields.STOPPING
     leader.due_ns = sim.now_ns
     successor = sim.wait_leader_of(sim.followers(leader), ms=ELECTION_MS)
     gap_ms = (times[successor.id][0] - times[leader.id][1]) / 1e6
     assert 0 <= gap_ms < HEARTBEAT_MS / 10
-    assert leader.live.has_yielded
+    assert leader.has_yielded

@@ -180,7 +180,7 @@ def test_a_removed_node_says_so_after_a_restart_with_nobody_there(sim: Sim) -> N
     sim.run(300)
     removed_in_log = gone.id in gone.live.core.membership_log.current.removed
     sim.isolate(gone.id)
-    gone.live.core.write_commit()
+    gone.runs.carry_out(gone.live.stop(sim.now_ns))
     gone.restart()
     sim.run(10)
     assert gone.live.removed == removed_in_log

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -44,14 +42,9 @@ from pgraft.raft.types import (
     MessageType,
     Snapshot,
 )
-from pgraft.shm.doorbell import NETWORK_BELL, Bell
 from pgraft.shm.layout import Role
-from pgraft.shm.rings import RingReader
-from pgraft.shm.segment import make_fifos
 from pgraft.transport.limits import FRAME_BYTES_MAX
-from pgraft.transport.records import ENVELOPE_OFFSET, unpack_prefix
 from tests.support.node_sim import MS
-from tests.support.shm_peer import made_segment, unique_name
 
 ADD, REMOVE = ConfChangeType.ConfChangeAddNode, ConfChangeType.ConfChangeRemoveNode
 LEARN, UPDATE = ConfChangeType.ConfChangeAddLearnerNode, ConfChangeType.ConfChangeUpdateNode
@@ -224,26 +217,22 @@ def test_strangers_push_no_member_off_the_board_and_stand_in_no_table() -> None:
 
 
 class Desk:
-    """An outbox, and the ring that it writes."""
+    """An outbox, and what it gives."""
 
-    def __init__(self, outbox: Outbox, reader: RingReader) -> None:
-        self.outbox = outbox
-        self.reader = reader
+    def __init__(self) -> None:
+        self.outbox = Outbox(1, promise_ms=990)
 
-    def flush(self, round_ns: int = 0) -> list[tuple[int, Envelope]]:
-        self.outbox.flush(NodeStatus(1, term=5), lambda: [NodeStatus(1)], round_ns=round_ns)
-        records = self.reader.read(1 << 30)
-        assert all(len(record) <= FRAME_BYTES_MAX for record in records)
-        return [(unpack_prefix(record)[1], decode(record[ENVELOPE_OFFSET:])) for record in records]
+    def flush(self, round_ns: int = 0, *, promises: bool = True) -> list[tuple[int, Envelope]]:
+        sendings = self.outbox.flush(
+            NodeStatus(1, term=5), lambda: [NodeStatus(1)], round_ns=round_ns, promises=promises
+        )
+        assert all(len(encode(sending.envelope)) <= FRAME_BYTES_MAX for sending in sendings)
+        return [(sending.to, decode(encode(sending.envelope))) for sending in sendings]
 
 
 @pytest.fixture
-def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
-    make_fifos(tmp_path, 1)
-    with made_segment(unique_name(request.node.nodeid)) as segment:
-        bell = Bell(tmp_path / NETWORK_BELL, segment.network_ref("sleeping"))
-        outbox = Outbox(1, segment.outbound_writer(), bell, promise_ms=990)
-        yield Desk(outbox, segment.outbound_reader())
+def desk() -> Desk:
+    return Desk()
 
 
 def app(to: int, *sizes: int, commit: int = 0) -> Message:
@@ -336,15 +325,22 @@ def test_a_large_snapshot_counts(desk: Desk) -> None:
     assert len(desk.flush()) == 2
 
 
-def test_a_full_ring_drops_and_says_whose(desk: Desk) -> None:
+def test_a_round_is_answered_behind_the_write_only(desk: Desk) -> None:
+    desk.outbox.echo(2, 77, 5)
+    desk.outbox.call(2, Call(1, 1, 1, 1000, data=b"c"))
+    ((_, early),) = desk.flush(promises=False)
+    assert (early.echo, len(early.calls)) == (0, 1)
+    desk.outbox.add(Message(type=MessageType.MsgHeartbeatResp, to=2, term=5), may_wait=False, now_ns=0)
+    ((_, late),) = desk.flush()
+    assert (late.echo, late.echo_term, late.promise_ms) == (77, 5, 990)
+
+
+def test_a_hand_over_takes_a_held_commit_along(desk: Desk) -> None:
     outbox = desk.outbox
-    for peer in range(2, 8):
-        outbox.add(app(peer, 1 << 20), may_wait=False, now_ns=0)
-    assert len(desk.flush()) == 3
-    assert outbox.dropped == 3
-    assert outbox.take_lost() == [5, 6, 7]
-    assert outbox.take_lost() == []
-    assert desk.flush() == [], "what was dropped is not sent later"
+    outbox.add(app(2, commit=7), may_wait=True, now_ns=1)
+    outbox.add(Message(type=MessageType.MsgTimeoutNow, to=2, from_=1, term=5), may_wait=False, now_ns=1)
+    ((_, envelope),) = desk.flush()
+    assert [message.type for message in envelope.messages] == [MessageType.MsgApp, MessageType.MsgTimeoutNow]
 
 
 # --- envelopes -----------------------------------------------------------------------------------------

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from pgraft.node.core import Core
+from pgraft.node.boot import build_node
+from pgraft.node.commands import Answer, Command
 from pgraft.node.disk_watch import DiskStalled, DiskWatch
 from pgraft.node.envelope import Envelope, NodeStatus, decode, encode
 from pgraft.node.lease import LEASE_PERCENT, Lease
 from pgraft.node.membership import Membership
 from pgraft.node.membership import Node as MemberNode
+from pgraft.node.outputs import Inputs, LogLine, Outputs, Sending, carry_out
 from pgraft.node.quiet import CAMPAIGN_TRANSFER, Quiet
 from pgraft.raft.types import (
     ConfState,
@@ -25,14 +29,15 @@ from pgraft.raft.types import (
     SnapshotMetadata,
     StateType,
 )
-from pgraft.storage import load_identity, open_store, update_identity
-from pgraft.transport.records import HURRY, RecordKind, prefix
-from tests.support.node_sim import ELECTION_MS, MS, Sim, SimNode, make_config, simulation
+from pgraft.shm.layout import CommandKind, Outcome
+from pgraft.storage import Identity, create_identity, load_identity, open_store, update_identity
+from pgraft.transport.records import HURRY, PeerHello, RecordKind, pack, prefix
+from tests.support.node_sim import ELECTION_MS, MS, Sim, SimNode, make_config
 
 THREE = (frozenset((1, 2, 3)), frozenset[int]())
 
 
-def led(*answers: tuple[int, int, int]) -> Lease:
+def answered(*answers: tuple[int, int, int]) -> Lease:
     lease = Lease()
     lease.begin(7)
     for voter, round_ns, promise_ns in answers:
@@ -80,16 +85,16 @@ def test_lease_end(
     answers: list[tuple[int, int, int]], halves: tuple[frozenset[int], frozenset[int]], end: int
 ) -> None:
     assert LEASE_PERCENT == 85
-    assert led(*answers).end_ns(halves) == end
+    assert answered(*answers).end_ns(halves) == end
 
 
 def test_an_older_answer_does_not_take_a_newer_one_back() -> None:
-    lease = led((1, 100, 1000), (2, 90, 1000), (2, 50, 10))
+    lease = answered((1, 100, 1000), (2, 90, 1000), (2, 50, 10))
     assert lease.end_ns(THREE) == 940
 
 
 def test_an_ended_lease_stays_ended_until_the_next_term() -> None:
-    lease = led((1, 100, 1000), (2, 90, 1000))
+    lease = answered((1, 100, 1000), (2, 90, 1000))
     lease.end()
     lease.answer(3, 200, 1000)
     assert lease.end_ns(THREE) == 0
@@ -268,134 +273,214 @@ def test_no_lease_before_the_first_own_commit(sim: Sim) -> None:
 # --- what is written before what is sent -------------------------------------------------------------
 
 
-class Recorder:
-    """Effects of a turn, in order."""
+class Bare:
+    """A replica whose outputs are carried out as far as its disk goes, and looked at."""
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.messages: list[Message] = []
+    def __init__(self, tmp_path: Path) -> None:
+        self.store = open_store(tmp_path, segment_bytes=1 << 20)
+        voters = (1, 2, 3)
+        members = tuple(MemberNode(voter, "h", voter) for voter in voters)
+        self.store.bootstrap(Membership(members, (), ConfState(voters)).to_snapshot(1, 1))
+        config = make_config(tmp_path, 1, ())
+        identity = Identity(
+            cluster_id="sim", node_id=1, member_id=1, initial_members="", formed=False, election_timeout_ms=0
+        )
+        create_identity(tmp_path, identity)
+        self.now = 10**12
+        self.replica = build_node(config, identity, self.store, now_ns=self.now, chance=random.Random(1))
 
-    def send(self, message: Message) -> None:
-        self.calls.append(message.type.name)
-        self.messages.append(message)
-
-    def flush(self) -> None:
-        self.calls.append("flush")
-
-    def on_role(self) -> None: ...
-
-    def on_committed(self, entries: list[Entry]) -> None:
-        self.calls.append(f"committed {[entry.index for entry in entries]}")
-
-    def on_snapshot(self, snapshot: Snapshot) -> None:
-        self.calls.append(f"snapshot {snapshot.metadata.index}")
-
-    def on_read(self, index: int, context: bytes) -> None: ...
-
-
-def bare_core(tmp_path: Path, *, node_id: int = 1, voters: tuple[int, ...] = (1, 2, 3)) -> Core:
-    store = open_store(tmp_path, segment_bytes=1 << 20)
-    members = tuple(MemberNode(voter, "h", voter) for voter in voters)
-    store.bootstrap(Membership(members, (), ConfState(voters)).to_snapshot(1, 1))
-    return Core(make_config(tmp_path, node_id, ()), store, seed=1)
-
-
-def watch_sync(core: Core, effects: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = core.store.append
-
-    def noted(hard_state: HardState | None, entries: list[Entry], **other: bool) -> None:
-        append(hard_state, entries, **other)
-        effects.calls.append("synced")
-
-    monkeypatch.setattr(core.store, "append", noted)
+    def step(self, *messages: Message, sender: int = 2) -> list[Outputs]:
+        """All steps that these messages make due, their outputs carried out."""
+        records = []
+        if messages:
+            term = max(message.term for message in messages)
+            envelope = Envelope(sender, term, NodeStatus(sender), list(messages))
+            records = [prefix(RecordKind.MESSAGE, sender) + HURRY + encode(envelope)]
+        found: list[Outputs] = []
+        inputs = Inputs(records=records)
+        while not found or found[-1].more:
+            outputs = msgspec.structs.replace(self.replica.step(inputs, self.now))
+            inputs = Inputs()
+            if outputs.hard_state is not None:
+                if outputs.snapshot is not None:
+                    commit = min(outputs.hard_state.commit, outputs.snapshot.metadata.index)
+                    at = HardState(outputs.hard_state.term, outputs.hard_state.vote, commit)
+                    self.store.install_snapshot(outputs.snapshot, at)
+                self.store.append(outputs.hard_state, outputs.entries)
+            found.append(outputs)
+        return found
 
 
-def test_a_vote_is_on_disk_before_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core, effects = bare_core(tmp_path), Recorder()
-    watch_sync(core, effects, monkeypatch)
-    core.raw.step(Message(type=MessageType.MsgVote, to=1, from_=2, term=2, index=9, log_term=1))
-    core.turn(effects)
-    assert effects.calls == ["flush", "synced", "MsgVoteResp", "flush"]
-    assert core.store.hard_state == HardState(2, 2, 1)
+def types(sendings: list[Sending]) -> list[MessageType]:
+    return [message.type for sending in sendings for message in sending.envelope.messages]
 
 
-def test_entries_are_on_disk_before_they_are_acknowledged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    core, effects = bare_core(tmp_path), Recorder()
-    watch_sync(core, effects, monkeypatch)
-    entries = [Entry(2, 2, 0, b"x")]
-    core.raw.step(
+def order_of(outputs: Outputs) -> list[str]:
+    """The parts of an output as `carry_out` has them done."""
+    calls: list[str] = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *_: calls.append(name)
+
+    for _ in carry_out(outputs, Recorder()):
+        pass
+    return calls
+
+
+def test_the_order_of_a_step() -> None:
+    sending = Sending(2, True, Envelope(1, 1, NodeStatus(1)))
+    place = Snapshot(SnapshotMetadata(ConfState((1,)), 1, 1))
+    everything = Outputs(
+        identity=Identity(
+            cluster_id="", node_id=1, member_id=1, initial_members="", formed=True, election_timeout_ms=1
+        ),
+        peers={},
+        lease_end_ns=0,
+        network=[b""],
+        early=[sending],
+        hard_state=HardState(),
+        late=[sending],
+        compact=place,
+        answers=[(Command(1, 0, 1, False, 0, 0), Answer(Outcome.OK))],
+        log=[LogLine("LOG", "x")],
+    )
+    assert order_of(everything) == [
+        "save_identity",
+        "save_peers",
+        "show_lease",
+        "tell_network",
+        "send",
+        "persist",
+        "send",
+        "compact",
+        "publish",
+        "answer",
+        "log",
+    ]
+    assert order_of(Outputs()) == ["publish"]
+
+
+def test_a_vote_is_on_disk_before_it_is_sent(tmp_path: Path) -> None:
+    bare = Bare(tmp_path)
+    (outputs,) = bare.step(Message(type=MessageType.MsgVote, to=1, from_=2, term=2, index=9, log_term=1))
+    assert (outputs.early, types(outputs.late)) == ([], [MessageType.MsgVoteResp])
+    assert outputs.hard_state == bare.store.hard_state == HardState(2, 2, 1)
+
+
+def test_entries_are_on_disk_before_they_are_acknowledged(tmp_path: Path) -> None:
+    bare = Bare(tmp_path)
+    entries = [Entry(2, 2, 0, b"\x01x")]
+    (outputs,) = bare.step(
         Message(type=MessageType.MsgApp, to=1, from_=2, term=2, index=1, log_term=1, entries=entries)
     )
-    core.turn(effects)
-    assert effects.calls == ["flush", "synced", "MsgAppResp", "flush"]
+    assert outputs.entries == entries
+    assert (outputs.early, types(outputs.late)) == ([], [MessageType.MsgAppResp])
 
 
-def test_a_leaders_appends_leave_before_its_own_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core, effects = bare_core(tmp_path), Recorder()
-    core.raw.campaign()
-    core.turn(effects)
+def led(tmp_path: Path) -> Bare:
+    """A leader whose first entry is committed."""
+    bare = Bare(tmp_path)
+    while bare.replica.raft.state is StateType.StateFollower:
+        bare.now += 100 * MS
+        bare.step()
     for kind in (MessageType.MsgPreVoteResp, MessageType.MsgVoteResp):
-        core.raw.step(Message(type=kind, to=1, from_=2, term=2))
-        core.turn(effects)
+        bare.step(Message(type=kind, to=1, from_=2, term=2))
     for peer in (2, 3):
-        core.raw.step(Message(type=MessageType.MsgAppResp, to=1, from_=peer, term=2, index=2))
-    core.turn(effects)
-    assert core.leads
-    effects.calls.clear()
-    watch_sync(core, effects, monkeypatch)
-    core.raw.propose(b"x")
-    core.turn(effects)
-    assert effects.calls[:4] == ["MsgApp", "MsgApp", "flush", "synced"]
+        bare.step(Message(type=MessageType.MsgAppResp, to=1, from_=peer, term=2, index=2), sender=peer)
+    assert bare.replica.core.leads
+    return bare
 
 
-def test_a_snapshot_and_entries_behind_it_in_one_turn(tmp_path: Path) -> None:
-    core, effects = bare_core(tmp_path), Recorder()
-    state = Membership((), (), ConfState((1, 2, 3)))
-    term = 3
-    core.raw.step(
-        Message(type=MessageType.MsgSnap, to=1, from_=2, term=term, snapshot=state.to_snapshot(50, 2))
-    )
-    entries = [Entry(term, 51, 0, b"x"), Entry(term, 52, 0, b"y")]
-    core.raw.step(
+def test_a_leaders_appends_leave_before_its_own_sync(tmp_path: Path) -> None:
+    bare = led(tmp_path)
+    bare.replica.desk.take(Command(CommandKind.REPLICATE, 0, 1, False, 10**15, 1000, data=b"x"))
+    (outputs,) = bare.step()
+    assert types(outputs.early) == [MessageType.MsgApp, MessageType.MsgApp]
+    assert [entry.data for entry in outputs.entries] == [b"\x01x"]
+    assert (outputs.late, outputs.answers) == ([], [])
+
+
+def test_a_lease_ends_before_the_message_that_lets_another_lead(tmp_path: Path) -> None:
+    bare = led(tmp_path)
+    for peer in (2, 3):
+        replica = bare.replica
+        replica.lease.answer(peer, bare.now, 1000 * MS)
+    (outputs,) = bare.step(sender=2)
+    assert outputs.lease_begin_ns, "the first one of the term, behind the status block"
+    bare.replica.board.hear(NodeStatus(2), bare.now)
+    bare.replica.desk.begin_transfer(2)
+    outputs = bare.step()[0]
+    assert outputs.lease_end_ns == 0
+    assert MessageType.MsgTimeoutNow in types(outputs.late)
+    assert order_of(outputs)[0] == "show_lease"
+
+
+def test_a_snapshot_and_entries_behind_it_in_one_step(tmp_path: Path) -> None:
+    bare = Bare(tmp_path)
+    members = tuple(MemberNode(voter, "h", voter) for voter in (1, 2, 3))
+    state = Membership(members, (), ConfState((1, 2, 3)))
+    entries = [Entry(3, 51, 0, b"\x01x"), Entry(3, 52, 0, b"\x01y")]
+    done = bare.step(
+        Message(type=MessageType.MsgSnap, to=1, from_=2, term=3, snapshot=state.to_snapshot(50, 2)),
         Message(
-            type=MessageType.MsgApp,
-            to=1,
-            from_=2,
-            term=term,
-            index=50,
-            log_term=2,
-            entries=entries,
-            commit=52,
-        )
+            type=MessageType.MsgApp, to=1, from_=2, term=3, index=50, log_term=2, entries=entries, commit=52
+        ),
     )
-    core.turn(effects)
-    assert core.store.first_index() == 51
-    assert core.store.last_index() == 52
-    assert core.store.hard_state == HardState(term, 0, 52)
-    assert "snapshot 50" in effects.calls
-    assert "committed [51, 52]" in effects.calls
-    core.store.close()
+    assert done[0].snapshot is not None
+    assert done[0].entries == entries
+    assert bare.replica.core.applied == 52
+    store = bare.store
+    assert (store.first_index(), store.last_index(), store.hard_state) == (51, 52, HardState(3, 0, 52))
+    store.close()
     again = open_store(tmp_path, segment_bytes=1 << 20)
     assert (again.first_index(), again.last_index(), again.hard_state.commit) == (51, 52, 52)
     assert again.snapshot().metadata == SnapshotMetadata(ConfState((1, 2, 3)), 50, 2)
 
 
-def test_a_stalled_disk_ends_the_part_in_consensus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core, effects = bare_core(tmp_path), Recorder()
-    append = core.store.append
+def test_a_newcomers_identity_is_formed_behind_its_first_write(tmp_path: Path) -> None:
+    """An identity that says so with nothing behind it would keep the node from starting."""
+    identity = Identity(
+        cluster_id="sim", node_id=1, member_id=1, initial_members="", formed=False, election_timeout_ms=1000
+    )
+    create_identity(tmp_path, identity)
+    store = open_store(tmp_path, segment_bytes=1 << 20)
+    config = make_config(tmp_path, 1, (), initial_cluster_state="existing")
+    replica = build_node(config, identity, store, now_ns=1, chance=random.Random(1))
+    members = tuple(MemberNode(voter, "h", voter) for voter in (1, 2))
+    snapshot = Membership(members, (), ConfState((1, 2))).to_snapshot(50, 2)
+    message = Message(type=MessageType.MsgSnap, to=1, from_=2, term=3, snapshot=snapshot)
+    hello = pack(RecordKind.PEER_HELLO, 2, PeerHello(102, "127.0.0.1", 7002, 1))
+    envelope = prefix(RecordKind.MESSAGE, 2) + HURRY + encode(Envelope(2, 3, NodeStatus(2), [message]))
+    outputs = replica.step(Inputs(records=[hello, envelope]), 1)
+    assert outputs.snapshot is not None
+    assert outputs.hard_state is not None
+    assert outputs.identity is None or not outputs.identity.formed
+    store.install_snapshot(outputs.snapshot, outputs.hard_state)
+    outputs = replica.step(Inputs(), 1)
+    assert outputs.identity is not None
+    assert outputs.identity.formed
+    store.close()
+
+
+def test_a_stalled_disk_ends_the_part_in_consensus(sim: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, follower, third = led_cluster(sim)
+    append, watch = follower.runs.store.append, follower.runs.watch
 
     def hanging(*arguments: Any, **options: Any) -> None:
         looks = range(1000 * MS, 120_000 * MS, 1000 * MS)
-        assert any(core.watch.look(now) for now in looks), "the watch sees it while it hangs"
+        assert any(watch.look(now) for now in looks), "the watch sees it while it hangs"
         append(*arguments, **options)
 
-    monkeypatch.setattr(core.store, "append", hanging)
-    core.raw.step(Message(type=MessageType.MsgVote, to=1, from_=2, term=2, index=9, log_term=1))
+    monkeypatch.setattr(follower.runs.store, "append", hanging)
+    sim.isolate(follower.id)
+    sim.now_ns += 2 * ELECTION_MS * MS
+    sent = len(follower.reader.read(1 << 30))
+    request = Message(type=MessageType.MsgVote, to=follower.id, from_=third.id, term=9, index=99, log_term=8)
     with pytest.raises(DiskStalled, match="disk_stall_timeout"):
-        core.turn(effects)
-    assert "MsgVoteResp" not in effects.calls
+        feed(follower, third, request)
+    assert follower.live.raft.vote == third.id
+    assert follower.reader.read(1 << 30) == [], f"{sent} before, and nothing may leave behind the write"
 
 
 def test_only_time_lived_through_counts_as_a_stall() -> None:
@@ -418,12 +503,3 @@ def test_only_time_lived_through_counts_as_a_stall() -> None:
         assert watch.look(now + (1 + number) * 1000 * MS) == (number == 10)
     with pytest.raises(DiskStalled, match='below "/data" has not returned for 10000 ms'):
         watch.next_step()
-
-
-def test_the_simulation_gives_the_real_clock_back(tmp_path: Path) -> None:
-    import pgraft.node.node
-
-    before = pgraft.node.node.clock
-    with simulation(tmp_path):
-        assert pgraft.node.node.clock is not before
-    assert pgraft.node.node.clock is before

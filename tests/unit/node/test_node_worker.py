@@ -1,64 +1,65 @@
-"""The loop around the node: what it hands to a turn, in which order."""
+"""The executor's side of a step: what it hands in, in which order."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from pgraft import raft_worker
-from pgraft.node.commands import Command
+from pgraft.executor import SegmentExecutor
 from pgraft.node.disk_watch import DiskWatch
-from pgraft.raft_worker import RaftWorker, Stop
-from tests.support.node_sim import Sim
+from pgraft.node.outputs import NETWORK_PROCESS
+from pgraft.shm.layout import CommandKind
+from pgraft.shm.rings import RingReader
+from tests.support.node_sim import Sim, SimNode
 
 
-class Ticking:
-    """A clock that goes on at every look."""
+def executor_of(node: SimNode, inbound: RingReader, clock: list[str]) -> SegmentExecutor:
+    def read_clock() -> int:
+        clock.append("clock")
+        return len(clock)
 
-    def __init__(self) -> None:
-        self.at = 0
+    watch = DiskWatch(1000, node.config.data_dir)
+    store = node.runs.store
+    return SegmentExecutor(
+        Path(node.config.data_dir), node.segment, inbound, node.source, store, watch, read_clock
+    )
 
-    def __call__(self) -> int:
-        self.at += 200_000_000
-        return self.at
 
-
-@pytest.mark.parametrize("stopping", [False, True], ids=["in the loop", "while it hands over"])
-def test_the_time_of_a_turn_is_read_after_the_records(
-    sim: Sim, monkeypatch: pytest.MonkeyPatch, stopping: bool
-) -> None:
+def test_the_time_of_a_step_is_read_after_the_records_and_before_the_commands(sim: Sim) -> None:
     """Stopped between the two, it would promise for a time that begins before the leader's round was sent."""
-    sim.form(3)
-    node = sim.wait_leader() if stopping else sim.followers(sim.wait_leader())[0]
-    Path(node.config.data_dir, "run").mkdir(exist_ok=True)
-    worker = RaftWorker(node.config, node.segment, DiskWatch(1000, node.config.data_dir))
-    clock = Ticking()
-    turns: list[int] = []
+    order: list[str] = []
 
-    class Reader:
-        """Nothing comes; when it was looked for is noted."""
+    class Reader(RingReader):
+        def read(self, bytes_max: int) -> list[bytes]:
+            order.append("records")
+            return super().read(bytes_max)
 
-        damage = 0
+    (node,) = sim.form(1)
+    real = node.segment.inbound_reader()
+    executor = executor_of(node, Reader(real._ring, real._head, real._tail), order)
+    node.command(CommandKind.REPLICATE, b"x", timeout_ms=1)
+    inputs, now = executor.read()
+    assert order == ["records", "clock"]
+    assert [command.deadline_ns for command in inputs.commands] == [now + 1_000_000]
 
-        def read(self, _limit: int) -> list[bytes]:
-            turns.append(clock())
-            return []
 
-        def pending(self) -> bool:
-            return True
-
-    def turn(_records: list[bytes], _commands: list[Command], now: int) -> bool:
-        turns.append(now)
-        worker._stopping = True
-        return len(turns) < 6
-
-    monkeypatch.setattr(raft_worker, "now_ns", clock)
-    monkeypatch.setattr(worker, "_inbound", Reader())
-    monkeypatch.setattr(node.live, "turn", turn)
-    worker._stopping = stopping
-    with pytest.raises(Stop):
-        worker.run(node.live)
-    node.live.core.watch.stop()
-    assert len(turns) >= (4 if stopping else 2)
-    assert all(read_at < now for read_at, now in zip(turns[::2], turns[1::2], strict=True)), turns
+def test_what_finds_no_room_is_told_to_the_next_step(sim: Sim) -> None:
+    nodes = sim.form(3)
+    leader = sim.wait_leader()
+    sim.run(300)
+    executor, replica = leader.runs, leader.live
+    outbound = executor._outbound
+    while outbound.put(bytes(1 << 20)):
+        pass
+    while outbound.put(bytes(16)):
+        pass
+    executor.tell_network([b"identity"])
+    leader.replicate(b"x")
+    outputs = replica.step(*executor.read())
+    executor.carry_out(outputs)
+    assert leader.segment.worker["messages_dropped"] == 2
+    inputs, now = executor.notes()
+    peers = sorted(node.id for node in nodes if node is not leader)
+    assert sorted(inputs.unsent) == [NETWORK_PROCESS, *peers] or set(inputs.unsent) >= {*peers}
+    replica.step(inputs, now)
+    states = {peer: replica.raft.trk.progress[peer].state.name for peer in peers}
+    assert set(states.values()) == {"StateProbe"}
