@@ -71,6 +71,10 @@ class SegmentExecutor:
         inputs.commands = self.source.take(now)
         if inputs.commands:
             self._words.add("commands_taken", len(inputs.commands))
+        noise = (self.source.malformed, self.source.damage + self.inbound.damage)
+        if noise != self._noise:
+            self._noise = noise
+            self._show_counters(self._shown)
         return inputs, now
 
     def notes(self) -> tuple[Inputs, int]:
@@ -169,9 +173,7 @@ class SegmentExecutor:
                 self._status.publish_head(status)
         if outputs.lease_begin_ns is not None:
             self._lease.store(outputs.lease_begin_ns)
-        noise = (self.source.malformed, self.source.damage + self.inbound.damage)
-        if outputs.shown != self._shown or noise != self._noise:
-            self._noise = noise
+        if outputs.shown != self._shown:
             self._show_counters(outputs.shown)
 
     def _show_counters(self, shown: Shown) -> None:

@@ -205,9 +205,10 @@ class Core:
         outputs.hard_state = self._durable
         self._written_commit = self._durable.commit
 
-    def has_more(self) -> bool:
-        """Whether a Ready will be there as soon as the last one is carried out."""
-        if self.raw.has_ready():
+    def has_more(self, *, also_new: bool) -> bool:
+        """Whether a Ready will be there as soon as the last one is carried out. `also_new`: something was
+        given to the core since that was taken."""
+        if also_new and self.raw.has_ready():
             return True
         taken, raft = self._taken, self.raft
         if taken is None:
@@ -217,22 +218,10 @@ class Core:
             return True
         if taken.committed_entries and taken.committed_entries[-1].index < raft.raft_log.committed:
             return True
-        return bool(taken.entries) and self._own_write_commits(taken.entries[-1].index)
-
-    def _own_write_commits(self, last: int) -> bool:
-        """Whether something is committed once this leader's own write counts."""
-        raft = self.raft
-        if raft.state is not StateType.StateLeader:
-            return False
-        progress = raft.trk.progress
-
-        def acked(node_id: int) -> int | None:
-            if node_id == raft.id:
-                return last
-            known = progress.get(node_id)
-            return known.match if known is not None else None
-
-        return raft.trk.config.voters.committed_index(acked) > raft.raft_log.committed
+        # No other voter can have acknowledged these entries yet, since their messages leave with them.
+        voters = raft.trk.config.voters
+        alone = len(voters.incoming) == 1 or len(voters.outgoing) == 1
+        return alone and bool(taken.entries) and raft.state is StateType.StateLeader
 
     # --- compaction -------------------------------------------------------------------------------------
 

@@ -78,7 +78,8 @@ class Desk(Standing):
         self._reads: list[tuple[int, Command]] = []
         self._barrier_no = 0
         self._answers: list[tuple[Command, Answer]] = []
-        self._compactions: list[Command] = []
+        self.compactions: list[Command] = []
+        """Sessions that wait for one."""
         self._next_sweep_ns = 0
         self._appended_ns = 0
         self._entry_read: tuple[int, bytes | None] = (0, None)
@@ -110,7 +111,7 @@ class Desk(Standing):
             case CommandKind.REMOVE_NODE | CommandKind.UPDATE_NODE | CommandKind.TRANSFER_LEADER:
                 self._waiting.add(command, self.now)
             case CommandKind.TAKE_SNAPSHOT:
-                self._compactions.append(command)
+                self.compactions.append(command)
             case _:
                 self.answer(command, answers.argument(f"unknown command {command.kind}"))
 
@@ -392,16 +393,11 @@ class Desk(Standing):
 
     # --- answering --------------------------------------------------------------------------------------
 
-    @property
-    def wants_compaction(self) -> bool:
-        """Whether a session waits for a compaction."""
-        return bool(self._compactions)
-
     def compacted(self, index: int) -> None:
         """The snapshot stands at `index` now; those who wanted it hear so."""
-        for command in self._compactions:
+        for command in self.compactions:
             self.answer(command, answers.ok(index))
-        self._compactions = []
+        self.compactions = []
 
     def answer(self, command: Command, answer: Answer) -> None:
         """Answer at the end of this step."""

@@ -48,13 +48,18 @@ class Leadership:
         self._shown_ns = 0
         self._begins = False
         self._basis: tuple[object, ...] = ()
-        self._yields = Yields.NO
+        self.yields = Yields.NO
+        """Whether this node had better not lead; the supervisor knows."""
         self._yield_again_ns = 0
 
     # --- time -------------------------------------------------------------------------------------------
 
-    def tick(self, now_ns: int) -> None:
-        """Let the core have the ticks that have passed."""
+    def begin_step(self, now_ns: int, yields: Yields) -> None:
+        """What the step before wanted shown is shown. Let the core have the ticks that have passed."""
+        self._begins = False
+        if yields != self.yields:
+            self.yields = yields
+            self._yield_again_ns = 0
         core = self._core
         ticks = (now_ns - self.last_tick_ns) // core.tick_ns
         if ticks <= 0:
@@ -131,51 +136,44 @@ class Leadership:
             outputs.lease_begin_ns = end
         self._shown_ns = end
 
-    def step_begins(self) -> None:
-        """What the step before wanted shown is shown."""
-        self._begins = False
-
     # --- the way out ------------------------------------------------------------------------------------
 
-    def leave_failed_transfer(self) -> None:
+    def way_out(self, now_ns: int) -> None:
+        """Lead no more, where that is called for."""
+        if self._raft.state is StateType.StateLeader:
+            if self.lease.ended:
+                self._leave_failed_transfer()
+            if self.yields:
+                self._yield_leadership(now_ns)
+
+    def _leave_failed_transfer(self) -> None:
         """A transfer that came to nothing leaves a leader that has ended its lease: a new term mends it."""
         raft = self._raft
-        if raft.state != StateType.StateLeader or self.lease.term != raft.term or self._desk.out_reason:
+        if self.lease.term != raft.term or self._desk.out_reason:
             return
-        if self.lease.ended and raft.lead_transferee == NO_NODE:
+        if raft.lead_transferee == NO_NODE:
             self._log("LOG", f"node {self._node_id} could not hand leadership over, and steps down")
             self._core.resign()
 
     @property
-    def yields(self) -> Yields:
-        """Whether this node had better not lead; the supervisor knows."""
-        return self._yields
-
-    @yields.setter
-    def yields(self, yields: Yields) -> None:
-        if yields != self._yields:
-            self._yields = yields
-            self._yield_again_ns = 0
-
-    @property
     def has_yielded(self) -> bool:
         """Whether nothing keeps from a stop: this node leads no more, or nobody can take over from it."""
-        if self._yields == Yields.NO:
+        if self.yields == Yields.NO:
             return False
         return not self._desk.leads or (self._raft.lead_transferee == NO_NODE and not self._successor())
 
     def _successor(self) -> int:
-        return self._desk.best_successor(serving=self._yields == Yields.NOT_SERVING)
+        return self._desk.best_successor(serving=self.yields == Yields.NOT_SERVING)
 
-    def yield_leadership(self, now_ns: int) -> None:
+    def _yield_leadership(self, now_ns: int) -> None:
         """Lead no more, where another can. One try an election: who has not taken over may be busy."""
-        if self._yields == Yields.NO or not self._desk.leads or now_ns < self._yield_again_ns:
+        if not self._desk.leads or now_ns < self._yield_again_ns:
             return
         successor = self._successor() if self._raft.lead_transferee == NO_NODE else NO_NODE
         if successor == NO_NODE:
             return
         self._yield_again_ns = now_ns + 2 * self._timeout_ns
-        why = "this node stops" if self._yields == Yields.STOPPING else "PostgreSQL does not serve here"
+        why = "this node stops" if self.yields == Yields.STOPPING else "PostgreSQL does not serve here"
         self._log("LOG", f"node {self._node_id} hands leadership over to node {successor}: {why}")
         self._desk.begin_transfer(successor)
 

@@ -88,6 +88,7 @@ class Replica:
         self._snapshots: dict[int, int] = {}
         self._forms = False
         self._hand_over: tuple[int, Message] | None = None
+        self._goes_on = False
         self._compacted_check = core.applied
         self._start_membership(core.membership_log.current)
 
@@ -114,35 +115,38 @@ class Replica:
         outputs = self._begin(inputs, now_ns)
         # Time first: it passed before these records were read. Behind a leader's message it would count
         # against the promise that is given in answer.
-        self.leadership.tick(now_ns)
+        self.leadership.begin_step(now_ns, inputs.yields)
         for record in inputs.records:
             self._record(record)
         for command in inputs.commands:
             self._take(command)
-        self.leadership.leave_failed_transfer()
-        self.leadership.yield_leadership(now_ns)
+        self.leadership.way_out(now_ns)
         self.desk.route_all()
         ready = self.core.take()
         if ready is not None:
             self._handle(ready, outputs)
-        self.desk.poll()
+        if self.desk.polls:
+            self.desk.poll()
+            self._goes_on = True
         self.desk.sweep()
-        self._farewells()
+        if self.roster.leaving:
+            self._farewells()
         if self._snapshots:
             self._report_snapshots()
         self.outbox.release_held(now_ns)
         self._compact(outputs)
-        outputs.more = self.core.has_more() or (ready is not None and self.desk.polls)
-        outputs.more = outputs.more or self._hand_over is not None
+        outputs.more = self.core.has_more(also_new=self._goes_on) or self._hand_over is not None
+        if ready is not None and self._goes_on and self.desk.polls:
+            # What goes on there may have waited for what has just been applied.
+            outputs.more = True
         self._finish(outputs)
         return outputs
 
     def _begin(self, inputs: Inputs, now_ns: int) -> Outputs:
         self._now = self.desk.now = now_ns
+        self._goes_on = False
         self._outputs.clear()
         self.core.advance()
-        self.leadership.step_begins()
-        self.leadership.yields = inputs.yields
         self._network_epoch = inputs.network_epoch
         for node_id in inputs.unsent:
             if node_id == NETWORK_PROCESS:
@@ -193,7 +197,7 @@ class Replica:
                 self._send(message)
             else:
                 after.append(message)
-        if core.persist(ready, promises, outputs) and not promises:
+        if core.persist(ready, promises, outputs) and not promises and self.outbox.is_due():
             outputs.early = self._envelopes(outputs, promises=False)
         if ready.snapshot is not None:
             self._on_snapshot(ready.snapshot)
@@ -207,14 +211,22 @@ class Replica:
     def _finish(self, outputs: Outputs) -> None:
         """What a step shows to others."""
         self.desk.deliver(outputs)
-        outputs.late = self._envelopes(outputs, promises=True)
+        if self.outbox.is_due() or not outputs.more:
+            outputs.late = self._envelopes(outputs, promises=True)
+        else:
+            self.leadership.show(outputs)
         self.roster.give(outputs, self._network_epoch)
-        self._display.publish(outputs, self._role, self.removed, self._now)
-        outputs.shown = self._shown()
-        outputs.deadline_ns = self._deadline_ns()
-        outputs.gathers_until_ns = self.desk.gathers_until()
         if self._log.lines:
             outputs.log = self._log.take()
+        outputs.deadline_ns = self._now
+        if outputs.more and not outputs.answers and outputs.lease_begin_ns is None:
+            # The next step follows at once, and nobody waits for what this one would show.
+            return
+        self._display.publish(outputs, self._role, self.removed, self._now)
+        outputs.shown = self._shown()
+        outputs.gathers_until_ns = self.desk.gathers_until()
+        if not outputs.more:
+            outputs.deadline_ns = self._deadline_ns()
 
     def _shown(self) -> Shown:
         return Shown(
@@ -239,8 +251,6 @@ class Replica:
         return due
 
     def _farewells(self) -> None:
-        if not self.roster.leaving:
-            return
         over = self.roster.farewells_over(self._now)
         for node_id in over:
             self.outbox.forget(node_id)
@@ -251,11 +261,11 @@ class Replica:
     def _compact(self, outputs: Outputs) -> None:
         applied = self.core.applied
         due = applied - self._compacted_check >= self.config.snapshot_threshold
-        if not due and not self.desk.wants_compaction:
+        if not due and not self.desk.compactions:
             return
         snapshot = outputs.snapshot
         if snapshot is None:
-            threshold = 1 if self.desk.wants_compaction else self.config.snapshot_threshold
+            threshold = 1 if self.desk.compactions else self.config.snapshot_threshold
             outputs.compact = snapshot = self.core.compact(self.config, threshold=threshold)
         if due:
             self._compacted_check = applied
@@ -432,6 +442,7 @@ class Replica:
             elif self._now - sent_ns > self._timeout_ns:
                 del self._snapshots[node_id]
                 self.core.raw.report_snapshot(node_id, False)
+                self._goes_on = True
 
     def _envelopes(self, outputs: Outputs, *, promises: bool) -> list[Sending]:
         """All that is gathered, one envelope a peer; where it asks for a round, that counts from now.
@@ -538,6 +549,7 @@ class Replica:
         before = states.current
         try:
             conf_state = self.core.raw.apply_conf_change(change)
+            self._goes_on = True
         except RaftError as error:
             # Committed, and impossible: no pgraft leader wrote it, and nobody can go on from here.
             raise MembershipError(f"the membership change at index {entry.index}: {error}") from error

@@ -21,7 +21,7 @@ from pgraft.node.boot import applied_before, build_node, open_durable_state, ope
 from pgraft.node.commands import RESTARTED, CommandSource
 from pgraft.node.disk_watch import DiskWatch
 from pgraft.node.node import Replica
-from pgraft.node.outputs import Outputs
+from pgraft.node.outputs import Inputs, Outputs
 from pgraft.postgres.settings import Member, NodeConfig
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import Members, Status, read_members, read_status
@@ -334,19 +334,18 @@ class SimNode:
 
     def turn(self) -> None:
         """Let the node handle what has come."""
-        outputs = self.step()
-        for _ in range(STEPS_MAX):
-            if not outputs.more:
-                break
-            outputs = self.step()
-        self.due_ns = self.sim.now_ns if outputs.more else max(outputs.deadline_ns, self.sim.now_ns)
-
-    def step(self) -> Outputs:
-        """One step with what has come, carried out."""
         inputs, now = self.runs.read()
         # There is no network process: others put records where it would.
         inputs.records, self.inbox = self.inbox, []
         inputs.yields = self.yields
+        outputs = self._step(inputs, now)
+        for _ in range(STEPS_MAX):
+            if not outputs.more:
+                break
+            outputs = self._step(*self.runs.notes())
+        self.due_ns = self.sim.now_ns if outputs.more else max(outputs.deadline_ns, self.sim.now_ns)
+
+    def _step(self, inputs: Inputs, now: int) -> Outputs:
         outputs = self.live.step(inputs, now)
         self.runs.carry_out(outputs)
         return outputs
