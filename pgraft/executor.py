@@ -1,6 +1,6 @@
 """Carries out what a replica wants: the one place that connects it to files, rings, bells and words.
 
-Owner: the Raft worker, one thread. The order of the parts is `outputs.carry_out`; here is what each part is.
+Owner: the Raft worker, one thread. The order of the parts is node/turn.py's; here is what each part is.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from pgraft.log import log
 from pgraft.node.commands import Answer, Command, CommandSource
 from pgraft.node.disk_watch import DiskWatch
 from pgraft.node.envelope import encode
-from pgraft.node.outputs import NETWORK_PROCESS, Inputs, LogLine, Outputs, Sending, Shown, carry_out
+from pgraft.node.node import Replica
+from pgraft.node.outputs import NETWORK_PROCESS, Inputs, LogLine, Outputs, Sending, Shown
+from pgraft.node.turn import carry_out, turn
 from pgraft.raft.types import Entry, HardState, Snapshot
-from pgraft.shm.blocks import MembersWriter, StatusWriter
+from pgraft.shm.blocks import MembersWriter, Status, StatusWriter
 from pgraft.shm.doorbell import NETWORK_BELL, Bell
+from pgraft.shm.layout import Yields
 from pgraft.shm.rings import RingReader
 from pgraft.shm.segment import Segment
 from pgraft.shm.words import now_ns
@@ -26,7 +29,7 @@ INBOUND_READ_BYTES = 2 * 1024 * 1024
 
 
 class SegmentExecutor:
-    """The segment, the store and the data directory of one node, as `outputs.Executor` has it."""
+    """The segment, the store and the data directory of one node, as `turn.Executor` has it."""
 
     def __init__(
         self,
@@ -49,8 +52,10 @@ class SegmentExecutor:
         self._outbound = segment.outbound_writer()
         self._bell = Bell(data_dir / "run" / NETWORK_BELL, segment.network_ref("sleeping"))
         self._status = StatusWriter(segment)
+        self._status_shown: Status | None = None
         self._members = MembersWriter(segment)
         self._network_epoch = segment.network_ref("epoch")
+        self.yields = Yields.NO
         self._inputs = Inputs()
         self._unsent: list[int] = []
         self._shown = Shown()
@@ -60,40 +65,45 @@ class SegmentExecutor:
         self._syncs = self._sync_ns_total = self._sync_ns_max = self._dropped = 0
         self._show_counters(self._shown)
 
+    def turn(self, replica: Replica) -> Outputs:
+        """One whole turn; the outputs of its last step. Raises StorageError, DiskStalled when the disk
+        answered too late, and what `Replica.step` raises."""
+        self.watch.next_step()
+        for _ in turn(replica, self, self._inputs):
+            pass
+        return replica.outputs
+
     # --- in ---------------------------------------------------------------------------------------------
 
-    def read(self) -> tuple[Inputs, int]:
-        """What has come, and the time. The time is read behind the records: this process may be stopped at
-        any moment, for any time, and must not answer a round with a promise that begins before it."""
-        inputs = self._take_notes()
-        inputs.records = self.inbound.read(INBOUND_READ_BYTES)
-        now = self._clock()
-        inputs.commands = self.source.take(now)
-        if inputs.commands:
-            self._words.add("commands_taken", len(inputs.commands))
+    def note(self, inputs: Inputs) -> None:
+        """What only the executor knows."""
+        inputs.unsent, self._unsent = self._unsent, []
+        inputs.yields = self.yields
+        inputs.network_epoch = self._network_epoch.load()
+
+    def read_records(self) -> list[bytes]:
+        """Off the network process's ring, bounded."""
+        return self.inbound.read(INBOUND_READ_BYTES)
+
+    def clock_ns(self) -> int:
+        """CLOCK_BOOTTIME."""
+        return self._clock()
+
+    def take_commands(self, now_ns: int) -> list[Command]:
+        """Off the command ring, bounded."""
+        commands = self.source.take(now_ns)
+        if commands:
+            self._words.add("commands_taken", len(commands))
         noise = (self.source.malformed, self.source.damage + self.inbound.damage)
         if noise != self._noise:
             self._noise = noise
             self._show_counters(self._shown)
-        return inputs, now
-
-    def notes(self) -> tuple[Inputs, int]:
-        """Only what the executor itself has to say, and the time."""
-        inputs = self._take_notes()
-        inputs.records, inputs.commands = [], []
-        return inputs, self._clock()
-
-    def _take_notes(self) -> Inputs:
-        inputs = self._inputs
-        inputs.unsent, self._unsent = self._unsent, []
-        inputs.network_epoch = self._network_epoch.load()
-        return inputs
+        return commands
 
     # --- out --------------------------------------------------------------------------------------------
 
     def carry_out(self, outputs: Outputs) -> None:
-        """All of a step's outputs. Raises StorageError, and DiskStalled when the disk answered too late."""
-        self.watch.next_step()
+        """The outputs of a last step, which was not part of a turn. Raises as `turn` does."""
         for _ in carry_out(outputs, self):
             pass
 
@@ -138,10 +148,7 @@ class SegmentExecutor:
     def persist(self, hard_state: HardState, entries: list[Entry], snapshot: Snapshot | None) -> None:
         """One batch, synced. Entries behind a snapshot, and their commit, go after it."""
         started_ns = now_ns()
-        if snapshot is not None:
-            commit = min(hard_state.commit, snapshot.metadata.index)
-            self.store.install_snapshot(snapshot, HardState(hard_state.term, hard_state.vote, commit))
-        self.store.append(hard_state, entries)
+        self.store.persist(hard_state, entries, snapshot)
         self._count_sync(now_ns() - started_ns)
         # Too late is never: what was promised meanwhile may not be sent.
         self.watch.next_step()
@@ -156,9 +163,12 @@ class SegmentExecutor:
         words["fsync_ns_max"] = self._sync_ns_max
 
     def compact(self, snapshot: Snapshot) -> None:
-        """Drop the entries up to the snapshot."""
+        """Drop the entries up to the snapshot, and show how much is left."""
         self.store.compact(snapshot)
         self.watch.next_step()
+        if self._status_shown is not None:
+            self._status_shown.log_bytes = self.store.log_bytes
+            self._status.publish_head(self._status_shown)
 
     def publish(self, outputs: Outputs) -> None:
         """Members and status, then the first lease of a term, then the words."""
@@ -166,6 +176,7 @@ class SegmentExecutor:
             self._members.publish(outputs.members.rows, outputs.members.removed)
         status = outputs.status
         if status is not None:
+            self._status_shown = status
             status.log_bytes = self.store.log_bytes
             if outputs.rows_changed:
                 self._status.publish(status)

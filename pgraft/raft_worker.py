@@ -28,6 +28,7 @@ from pgraft.node.boot import (
     build_node,
     open_durable_state,
     open_identity,
+    shown_before,
 )
 from pgraft.node.commands import RESTARTED, CommandSource
 from pgraft.node.disk_watch import DiskStalled, DiskWatch
@@ -45,8 +46,6 @@ from pgraft.storage import DataDirLocked, StorageError, lock_data_dir
 GC_OBJECTS = 20_000
 EXIT_AGAIN = 1
 EXIT_OPERATOR = 3
-STEPS_MAX = 64
-"""Steps of one turn; what is left comes in the next, after records and commands were read."""
 HAND_OVER_MS_MAX = 1000
 IDLE_WAKE_MS = 200
 """How often a worker that takes no part looks whether its segment still counts."""
@@ -160,17 +159,8 @@ class RaftWorker:
     def _turn(self, replica: Replica, executor: SegmentExecutor) -> Outputs:
         """Take what has come, and step until all of it is done."""
         self._beat.store(now_ns())
-        self._watch.next_step()
-        inputs, now = executor.read()
-        inputs.yields = self._asked_to_yield()
-        outputs = replica.step(inputs, now)
-        executor.carry_out(outputs)
-        for _ in range(STEPS_MAX):
-            if not outputs.more:
-                break
-            inputs, now = executor.notes()
-            outputs = replica.step(inputs, now)
-            executor.carry_out(outputs)
+        executor.yields = self._asked_to_yield()
+        outputs = executor.turn(replica)
         self._show(outputs.shown)
         return outputs
 
@@ -301,7 +291,7 @@ def _serve(config: NodeConfig, segment: Segment, watch: DiskWatch) -> None:
         worker.wait_for_init()
         store = open_durable_state(config, identity, worker.progress)
         worker.progress()
-        applied, chance = applied_before(segment, store), random.SystemRandom()
+        applied, chance = applied_before(shown_before(segment), store), random.SystemRandom()
         replica = build_node(config, identity, store, now_ns=now_ns(), chance=chance, applied=applied)
         executor = SegmentExecutor(
             Path(config.data_dir), segment, worker.inbound, worker.source, store, watch

@@ -24,7 +24,7 @@ from pgraft.node.quiet import Quiet
 from pgraft.node.roster import Roster
 from pgraft.postgres.settings import NodeConfig
 from pgraft.raft.types import ConfState, HardState
-from pgraft.shm.blocks import BlockUnreadable, read_status
+from pgraft.shm.blocks import BlockUnreadable, Status, read_status
 from pgraft.shm.segment import Segment
 from pgraft.storage import (
     Identity,
@@ -127,17 +127,23 @@ def open_durable_state(config: NodeConfig, identity: Identity, progress: Callabl
     return store
 
 
-def applied_before(segment: Segment, store: Store) -> int:
-    """What an earlier worker of this segment had applied: it was committed, and on disk before.
+def shown_before(segment: Segment) -> Status | None:
+    """What an earlier worker of this segment showed last, if there was one."""
+    try:
+        return read_status(segment)
+    except BlockUnreadable:
+        return None
+
+
+def applied_before(status: Status | None, store: Store) -> int:
+    """What an earlier worker of this segment showed as committed: it was, and was on disk before.
 
     The commit index on disk lags behind (it is never written alone), and sessions that have read the later
     one must not see it go back. Nothing is believed of a log with an older term: not the same one.
     """
-    try:
-        status = read_status(segment)
-    except BlockUnreadable:
+    if status is None:
         return 0
-    return min(status.applied, store.last_index()) if status.term <= store.hard_state.term else 0
+    return min(status.commit_index, store.last_index()) if status.term <= store.hard_state.term else 0
 
 
 def build_node(

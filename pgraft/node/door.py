@@ -3,7 +3,8 @@
 The network process has checked checksums and lengths, the decoder types. What is left is well-formed,
 and may still be absurd: no pgraft sends it, whatever was lost, delayed or restarted. It changes nothing
 and is counted. Nothing that can be true is refused here: a node that lags may see a learner's request for
-a vote that is a voter's by now, so a learner's answers are refused and its requests are not.
+a vote that is a voter's by now. What members only may say is judged where it counts (node.py), and counts as
+refused: who was removed may not know it yet.
 
 Two bounds need a word. Terms and indexes end at 2^62: SQL shows them as bigint, and no arithmetic on them
 comes near an edge. And a message may be at most TERM_JUMP_MAX terms ahead of this node, or else one message
@@ -98,9 +99,6 @@ class Door:
             why = why or _wrong_status(row)
         if not why and (envelope.calls or envelope.replies):
             why = _wrong_commands(envelope)
-        # Only members have sessions that wait, and they send their commands to who leads and knows them all.
-        if not why and envelope.calls and self._core.membership_log.current.get(envelope.sender) is None:
-            why = f"{len(envelope.calls)} commands of a node that is no member"
         return why
 
     # --- messages -----------------------------------------------------------------------------------------
@@ -215,36 +213,31 @@ class Door:
     def _vote_resp(self, m: Message) -> str:
         if m.term > self._raft.term:
             return f"a vote of term {m.term}, which was not asked for: the term here is {self._raft.term}"
-        return self._from_voter(m, StateType.StateCandidate)
+        return _FINE
 
     def _pre_vote_resp(self, m: Message) -> str:
         if not m.reject and m.term > self._raft.term + 1:
             return f"a pre-vote of term {m.term}, which was not asked for: the term here is {self._raft.term}"
-        return self._from_voter(m, StateType.StatePreCandidate)
-
-    def _from_voter(self, m: Message, state: StateType) -> str:
-        if self._raft.state is state and not self._core.membership_log.current.is_voter(m.from_):
-            return f"{m.type.name} from a node that is no voter"
         return _FINE
 
     def _timeout_now(self, m: Message) -> str:
         raft = self._raft
-        if m.term > raft.term or (m.term == raft.term and raft.lead != m.from_):
+        # The message may be late, and this node wait for no leader any more; see Replica._step.
+        if m.term > raft.term or (m.term == raft.term and raft.lead not in (0, m.from_)):
             return f"MsgTimeoutNow of term {m.term}, the leader of term {raft.term} is node {raft.lead}"
         return _FINE
 
     def _read_index(self, m: Message) -> str:
         if len(m.entries) != 1 or len(m.entries[0].data) > CONTEXT_BYTES_MAX:
             return f"a request to read with {len(m.entries)} contexts"
-        if self._core.membership_log.current.get(m.from_) is None:
-            return "a request to read from a node that is no member"
         return _FINE
 
     def _read_index_resp(self, m: Message) -> str:
         raft = self._raft
         if len(m.entries) != 1 or len(m.entries[0].data) > CONTEXT_BYTES_MAX:
             return f"an answer to a read with {len(m.entries)} contexts"
-        if m.term > raft.term or (m.term == raft.term and raft.lead != m.from_):
+        # This node may have stopped waiting for that leader meanwhile.
+        if m.term > raft.term or (m.term == raft.term and raft.lead not in (0, m.from_)):
             return f"a read answered in term {m.term}, the leader of term {raft.term} is node {raft.lead}"
         return _FINE
 

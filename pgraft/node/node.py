@@ -1,7 +1,7 @@
 """One replica: records of peers, requests of sessions and the time in; what to write, send and answer out.
 
 `Replica.step` is the only way in. It owns no file, no ring and no clock: what it wants done it returns, in
-the order of `outputs.carry_out`. See README.md, "The order of a step".
+the order of `turn.carry_out`. See README.md, "The order of a step".
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _FROM_LEADER = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageT
 BEFORE_SYNC = _FROM_LEADER
 """They promise nothing: a leader's may leave before its own write is done."""
 _VOTES = frozenset((MessageType.MsgVote, MessageType.MsgPreVote))
+_VOTE_ANSWERS = frozenset((MessageType.MsgVoteResp, MessageType.MsgPreVoteResp))
 _BARRED = frozenset((RefusalCode.MEMBER_ID_CHANGED, RefusalCode.DUPLICATE))
 
 
@@ -81,7 +82,7 @@ class Replica:
         self._quiet = quiet
         self._timeout_ns = config.election_timeout_ms * 1_000_000
         self._display = Display(config, core, board)
-        self._outputs = Outputs()
+        self.outputs = Outputs()
         self._network_epoch = 0
         self._now = started_ns
         self._role = (self.raft.term, self.raft.lead, self.raft.state)
@@ -145,7 +146,7 @@ class Replica:
     def _begin(self, inputs: Inputs, now_ns: int) -> Outputs:
         self._now = self.desk.now = now_ns
         self._goes_on = False
-        self._outputs.clear()
+        self.outputs.clear()
         self.core.advance()
         self._network_epoch = inputs.network_epoch
         for node_id in inputs.unsent:
@@ -158,7 +159,7 @@ class Replica:
         if self._hand_over is not None:
             (sender, message), self._hand_over = self._hand_over, None
             self._step(sender, message)
-        return self._outputs
+        return self.outputs
 
     def begin_stop(self) -> int:
         """Start to hand leadership over, with the next step. The node that is to lead, 0 for none."""
@@ -219,8 +220,8 @@ class Replica:
         if self._log.lines:
             outputs.log = self._log.take()
         outputs.deadline_ns = self._now
-        if outputs.more and not outputs.answers and outputs.lease_begin_ns is None:
-            # The next step follows at once, and nobody waits for what this one would show.
+        if outputs.more and not outputs.answers and not outputs.late and outputs.lease_begin_ns is None:
+            # The next step follows at once, and nobody hears of what this one would show.
             return
         self._display.publish(outputs, self._role, self.removed, self._now)
         outputs.shown = self._shown()
@@ -336,6 +337,9 @@ class Replica:
             self.lease.answer(sender, envelope.echo, envelope.promise_ms * 1_000_000)
         if envelope.table and raft.lead == sender:
             self.board.hear_table(envelope.table, sender, self._now)
+        if envelope.calls and not self._is_member(sender):
+            self.rejected += 1
+            return
         for call in envelope.calls:
             self.desk.call(sender, call)
 
@@ -359,6 +363,16 @@ class Replica:
             return False
         return self.core.applied < index or current.get(self.node_id) is None
 
+    def _is_of_no_use(self, sender: int, message: Message) -> bool:
+        """Whether what a true node may say comes from one that is not, or no longer, of a kind to say it."""
+        if message.type is MessageType.MsgReadIndex:
+            return not self._is_member(sender)
+        return message.type in _VOTE_ANSWERS and not self.core.membership_log.current.is_voter(sender)
+
+    def _is_member(self, node_id: int) -> bool:
+        """Whether its sessions are served here. One that was removed may not know it yet."""
+        return self.core.membership_log.current.get(node_id) is not None
+
     def _hears_leader(self) -> bool:
         lead = self.raft.lead
         return lead != NO_NODE and self.board.is_reachable(lead, self._now)
@@ -378,7 +392,13 @@ class Replica:
         if why:
             self.door.turn_away(sender, why, self._now)
             return
+        if self._is_of_no_use(sender, message):
+            self.rejected += 1
+            return
         if self._quiet.drops(message, self._now):
+            return
+        if message.type is MessageType.MsgTimeoutNow and self.raft.lead != sender:
+            # Only the leader may have this node campaign against promises: it has ended its lease before.
             return
         if self.desk.debug:
             text = f"node {self.node_id} got {message.type.name} of term {message.term} from {sender}"

@@ -1,18 +1,6 @@
-"""What goes into one step of a replica, what comes out of it, and the order in which that is carried out.
-
-`Replica.step(inputs, now_ns)` reads no clock and touches no file, ring or word of the segment. It returns
-`Outputs`; an executor carries them out by `carry_out`, top down, before the next step. The Raft worker
-(pgraft/executor.py) and the simulator (tests/simulation/host.py) are the two executors.
-
-The contract: the next call of `step` says that everything of the one before was carried out. Where a part
-fails, nothing behind it happens, and `step` is never called again.
-"""
+"""What goes into one step of a replica, and what comes out of it. turn.py has who does what with them."""
 
 from __future__ import annotations
-
-import enum
-from collections.abc import Iterator
-from typing import Protocol
 
 import msgspec
 
@@ -102,7 +90,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class Outputs(msgspec.Struct):
-    """What one step wants done, in the order of the fields (see `carry_out`). One object per replica, filled
+    """What one step wants done, in the order of the fields (see turn.py). One object per replica, filled
     anew by each step."""
 
     identity: Identity | None = None
@@ -120,10 +108,6 @@ class Outputs(msgspec.Struct):
     hard_state: HardState | None = None
     """Not None: to be written and synced, with `entries`, in one batch."""
     entries: list[Entry] = []
-    late: list[Sending] = []
-    """Leave after the sync: whatever promises something."""
-    compact: Snapshot | None = None
-    """Takes the place of the entries up to it."""
     members: MembersBlock | None = None
     status: Status | None = None
     """The status block; the executor fills in `log_bytes`, which the store knows."""
@@ -132,6 +116,11 @@ class Outputs(msgspec.Struct):
     lease_begin_ns: int | None = None
     """The first lease of a term, after the status block that shows this node as its leader."""
     shown: Shown = Shown()
+    late: list[Sending] = []
+    """Leave after the sync: whatever promises something. And after the status block: whoever hears of a
+    commit elsewhere, and then reads under this node's lease, finds it there."""
+    compact: Snapshot | None = None
+    """Takes the place of the entries up to it."""
     answers: list[tuple[Command, Answer]] = []
     """Last: a session that was answered finds a status block that covers its answer."""
     log: list[LogLine] = []
@@ -165,88 +154,3 @@ class Outputs(msgspec.Struct):
     def persists(self) -> bool:
         """Whether something goes into the entry log."""
         return self.hard_state is not None
-
-
-class Executor(Protocol):
-    """Who carries outputs out: the Raft worker, or the simulator. A call that fails raises, and is the last
-    one."""
-
-    def save_identity(self, identity: Identity) -> None:
-        """Write and sync the identity."""
-
-    def save_peers(self, member_ids: dict[int, int]) -> None:
-        """Write and sync the peers' member ids."""
-
-    def show_lease(self, end_ns: int) -> None:
-        """Store the lease's end where every session reads it."""
-
-    def tell_network(self, records: list[bytes]) -> None:
-        """Hand records to the network process."""
-
-    def send(self, sendings: list[Sending]) -> None:
-        """Hand envelopes to the network process; what finds no room is a peer of the next `unsent`."""
-
-    def persist(self, hard_state: HardState, entries: list[Entry], snapshot: Snapshot | None) -> None:
-        """Write and sync one batch, behind the snapshot where there is one."""
-
-    def compact(self, snapshot: Snapshot) -> None:
-        """Let the snapshot take the place of the entries up to it."""
-
-    def publish(self, outputs: Outputs) -> None:
-        """Show members, status, the first lease of a term, and the words, in this order."""
-
-    def answer(self, answers: list[tuple[Command, Answer]]) -> None:
-        """Wake the sessions that wait for these."""
-
-    def log(self, lines: list[LogLine]) -> None:
-        """Write the server log."""
-
-
-class Part(enum.Enum):
-    """A part of a step's outputs that has been carried out."""
-
-    FILES = "files"
-    LEASE = "lease"
-    EARLY = "early"
-    PERSIST = "persist"
-    LATE = "late"
-    COMPACT = "compact"
-    PUBLISH = "publish"
-    ANSWERS = "answers"
-
-
-def carry_out(outputs: Outputs, executor: Executor) -> Iterator[Part]:
-    """The order of all that a step does to the world; yields after each part that there was.
-
-    Between any two parts the process may be stopped for any time, or die.
-    """
-    if outputs.identity is not None or outputs.peers is not None:
-        if outputs.identity is not None:
-            executor.save_identity(outputs.identity)
-        if outputs.peers is not None:
-            executor.save_peers(outputs.peers)
-        yield Part.FILES
-    if outputs.lease_end_ns is not None:
-        executor.show_lease(outputs.lease_end_ns)
-        yield Part.LEASE
-    if outputs.network:
-        executor.tell_network(outputs.network)
-    if outputs.early:
-        executor.send(outputs.early)
-        yield Part.EARLY
-    if outputs.hard_state is not None:
-        executor.persist(outputs.hard_state, outputs.entries, outputs.snapshot)
-        yield Part.PERSIST
-    if outputs.late:
-        executor.send(outputs.late)
-        yield Part.LATE
-    if outputs.compact is not None:
-        executor.compact(outputs.compact)
-        yield Part.COMPACT
-    executor.publish(outputs)
-    yield Part.PUBLISH
-    if outputs.answers:
-        executor.answer(outputs.answers)
-        yield Part.ANSWERS
-    if outputs.log:
-        executor.log(outputs.log)

@@ -252,6 +252,15 @@ class Store:
             self._cache.extend(entries)
         self._hard_state = state
 
+    def persist(self, hard_state: HardState, entries: list[Entry], snapshot: Snapshot | None) -> None:
+        """All that one Ready asks for, synced: the snapshot, then a batch with the entries behind it. Raises
+        StorageError."""
+        if snapshot is not None:
+            # What is committed behind it goes with the entries.
+            commit = min(hard_state.commit, snapshot.metadata.index)
+            self.install_snapshot(snapshot, HardState(hard_state.term, hard_state.vote, commit))
+        self.append(hard_state, entries)
+
     def bootstrap(self, snapshot: Snapshot) -> None:
         """The starting point of a node of the initial cluster: `snapshot` and an empty log behind it."""
         if not self.is_empty:

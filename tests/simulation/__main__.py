@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--break", dest="fault", choices=sorted(breaks.BREAKS), help="break this on purpose")
     parser.add_argument("--stop", action="store_true", help="stop at the first violation")
+    parser.add_argument("--log", action="store_true", help="with --seed: show what the nodes log")
     parser.add_argument("--coverage", action="store_true", help="measure coverage of pgraft.raft (a tenth)")
     options = parser.parse_args()
     if options.fault:
@@ -39,7 +40,7 @@ def main() -> int:
     if options.coverage:
         importing.stop()
     if options.seed is not None:
-        return report.replay(options.seed, options.steps)
+        return report.replay(options.seed, options.steps, shows_log=options.log)
     if options.seconds is None and options.seeds is None:
         parser.error("one of --seconds, --seeds and --seed is needed")
     return report.run(options, importing)

@@ -1,7 +1,7 @@
-"""Deliberate faults in the core and the storage, to show that the simulator sees them.
+"""Deliberate faults in the core, the replica and the storage, to show that the simulator sees them.
 
 Each changes one place of the source while it is imported (`install`, in a process of its own). They are
-the mistakes that Raft implementations make: most of DESIGN.md's traps, and what storage can get wrong.
+the mistakes that Raft implementations make: the known traps, and what storage can get wrong.
 """
 
 from __future__ import annotations
@@ -216,6 +216,74 @@ BREAKS = {
         "    if (r.check_quorum or r.pre_vote) and (kind is MSG_HEARTBEAT or kind is MSG_APP):",
         "    if False:",
         "tests/paper/test_paper_traps.py::test_trap_pre_vote_with_check_quorum_deadlocks",
+    ),
+    # The order of a turn
+    "clock_before_records": Break(
+        "pgraft.node.turn",
+        "    inputs.records = executor.read_records()\n"
+        "    yield Part.RECORDS\n"
+        "    now = executor.clock_ns()\n"
+        "    yield Part.CLOCK\n",
+        "    now = executor.clock_ns()\n"
+        "    yield Part.CLOCK\n"
+        "    inputs.records = executor.read_records()\n"
+        "    yield Part.RECORDS\n",
+    ),
+    "promises_sent_before_they_are_durable": Break(
+        "pgraft.node.turn",
+        "    if outputs.hard_state is not None:\n",
+        "    if outputs.late:\n        executor.send(outputs.late)\n        outputs.late = []\n"
+        "    if outputs.hard_state is not None:\n",
+    ),
+    "everything_sent_early": Break(
+        "pgraft.node.node", "            if early and message.type in BEFORE_SYNC:", "            if early:"
+    ),
+    "status_shown_behind_what_others_hear": Break(
+        "pgraft.node.turn",
+        "    executor.publish(outputs)\n    yield Part.PUBLISH\n    if outputs.late:\n"
+        "        executor.send(outputs.late)\n        yield Part.LATE\n",
+        "    if outputs.late:\n        executor.send(outputs.late)\n        yield Part.LATE\n"
+        "    executor.publish(outputs)\n    yield Part.PUBLISH\n",
+    ),
+    "answers_before_the_write": Break(
+        "pgraft.node.turn",
+        "    if outputs.early:\n        executor.send",
+        "    if outputs.answers:\n        executor.answer(outputs.answers)\n        outputs.answers = []\n"
+        "    if outputs.early:\n        executor.send",
+    ),
+    "lease_ended_behind_the_hand_over": Break(
+        "pgraft.node.turn",
+        "    if outputs.lease_end_ns is not None:\n"
+        "        executor.show_lease(outputs.lease_end_ns)\n"
+        "        yield Part.LEASE\n",
+        "    if outputs.late:\n        executor.send(outputs.late)\n        outputs.late = []\n"
+        "        yield Part.LATE\n"
+        "    if outputs.lease_end_ns is not None:\n"
+        "        executor.show_lease(outputs.lease_end_ns)\n"
+        "        yield Part.LEASE\n",
+    ),
+    "more_not_asked_for": Break(
+        "pgraft.node.core",
+        "        return alone and bool(taken.entries) and raft.state is StateType.StateLeader",
+        "        return False",
+    ),
+    "commit_of_a_removal_not_written": Break(
+        "pgraft.node.node",
+        "        self.core.persist_commit(outputs)\n        text =",
+        "        text =",
+        "tests/unit/node/test_node_membership_changes.py",
+    ),
+    "forwarded_twice": Break(
+        "pgraft.node.desk",
+        "        gone = self._forwarded.take_where(",
+        "        for command in self._forwarded.take_where(lambda *_: bool(leader)):\n"
+        "            self._ask_again(command)\n"
+        "        gone = self._forwarded.take_where(",
+    ),
+    "restarted_without_silence": Break(
+        "pgraft.node.boot",
+        "    quiet = Quiet(now + longest * 1_000_000 if may_have_promised else now)",
+        "    quiet = Quiet(now)",
     ),
     # Storage
     "no_sync_of_a_batch": Break(

@@ -7,13 +7,17 @@ predecessor, everywhere and for ever; so two logs that share an entry share all 
 from __future__ import annotations
 
 import zlib
-from bisect import bisect_right, insort
 from typing import TYPE_CHECKING
 
-from pgraft.raft import ConfState, Entry, Message, MessageType, Ready, StateType
+from pgraft.node.commands import Answer
+from pgraft.node.envelope import Envelope
+from pgraft.node.outputs import Outputs, Shown
+from pgraft.raft import Entry, MessageType, Snapshot, StateType
 from pgraft.raft.errors import ErrCompacted, ErrUnavailable
-from pgraft.raft.types import HardState
-from tests.simulation.machine import State
+from pgraft.raft.quorum import JointConfig
+from pgraft.raft.types import ConfState, HardState
+from pgraft.shm.blocks import Status
+from pgraft.shm.layout import CommandKind, Outcome
 
 if TYPE_CHECKING:
     from tests.simulation.host import Host
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 LEADER = StateType.StateLeader
 _VOTE_RESP = MessageType.MsgVoteResp
 _APP_RESP = MessageType.MsgAppResp
+_ALL = 1 << 40
 
 Durable = tuple[HardState, int, int]
 """Hard state, last index and its term, as a start from the disk must find them."""
@@ -46,8 +51,10 @@ class Memory:
         self.lead_term = 0
         self.needed = 0
         self.promised_term = 0
+        self.shown = (0, 0)
+        self.voters = JointConfig()
         self.durable: Durable = (HardState(), 0, 0)
-        self.may_be: Durable | None = None
+        self.may_be: list[Durable] = []
 
 
 class Checks:
@@ -63,9 +70,9 @@ class Checks:
         self.committed_by: dict[int, int] = {}
         self.highest = 0
         self.entries: dict[int, tuple[int, int, int]] = {}
-        self.states: dict[int, State] = {}
+        self.places: dict[bytes, int] = {}
+        self.denied: set[bytes] = set()
         self.confs: dict[int, ConfState] = {}
-        self._conf_indexes: list[int] = []
         self._elected: set[int] = set()
 
     def add(self, host: Host) -> None:
@@ -75,61 +82,115 @@ class Checks:
 
     # --- the disk -------------------------------------------------------------------------------------
 
-    def writing(self, host: Host, hard_state: HardState, last: int, last_term: int) -> None:
-        """A write begins; until it is done, a crash may leave it whole or not at all. Last 0: unchanged."""
+    def writing(
+        self, host: Host, hard_state: HardState, entries: list[Entry], snapshot: Snapshot | None
+    ) -> None:
+        """A write begins; until it is done, a crash may leave any of its two parts, or nothing of it."""
         memory = self.memory[host.id]
-        _, old_last, old_term = memory.durable
-        memory.may_be = (hard_state, last, last_term) if last else (hard_state, old_last, old_term)
+        _, last, last_term = memory.durable
+        if snapshot is not None:
+            place = snapshot.metadata
+            last, last_term = place.index, place.term
+            at = HardState(hard_state.term, hard_state.vote, min(hard_state.commit, place.index))
+            memory.may_be.append((at, last, last_term))
+        if entries:
+            last, last_term = entries[-1].index, entries[-1].term
+        memory.may_be.append((hard_state, last, last_term))
 
     def written(self, host: Host) -> None:
         """The write is done, and durable."""
         memory = self.memory[host.id]
-        if memory.may_be is not None:
-            memory.durable, memory.may_be = memory.may_be, None
-            hard_state = memory.durable[0]
-            if hard_state.vote:
-                self._check_vote(host.id, hard_state.term, hard_state.vote)
+        memory.durable, memory.may_be = memory.may_be[-1], []
+        hard_state = memory.durable[0]
+        if hard_state.vote:
+            self._check_vote(host.id, hard_state.term, hard_state.vote)
 
     def recovered(self, host: Host) -> None:
         """A start found what was durable, or that and the write that was going on."""
         memory, store = self.memory[host.id], host.store
         last = store.last_index()
-        found: Durable = (store.hard_state, last, store.term(last))
+        found: Durable = (store.hard_state, last, store.term(last) if last else 0)
         if host.life > 1:
-            allowed = [memory.durable] + ([memory.may_be] if memory.may_be is not None else [])
+            allowed = [memory.durable, *memory.may_be]
             require(found in allowed, f"node {host.id} starts with {found}, but should have one of {allowed}")
-        memory.durable, memory.may_be = found, None
+        memory.durable, memory.may_be = found, []
         require(
             store.hard_state.term >= memory.promised_term,
             f"node {host.id} starts at term {store.hard_state.term}, but spoke in {memory.promised_term}",
         )
         first = store.first_index()
         if last >= first:
-            self._match(host, store.entries(first, last + 1, 1 << 40), store.term(first - 1))
+            self._match(host, store.entries(first, last + 1, _ALL), store.term(first - 1))
 
     def started(self, host: Host) -> None:
-        """A new process: term and commit begin where its disk left them."""
-        memory, raft = self.memory[host.id], host.raw.raft
+        """A new process: term and commit begin where its disk left them, and what it showed stays."""
+        memory, raft = self.memory[host.id], host.replica.raft
         memory.term = raft.term
         memory.committed = min(raft.raft_log.committed, memory.committed)
         memory.quorum_checked = memory.committed
+        memory.voters = raft.trk.config.voters
+        if host.status is None:
+            memory.shown = (0, 0)
         self.after(host)
 
-    # --- the log --------------------------------------------------------------------------------------
+    # --- a step ---------------------------------------------------------------------------------------
 
-    def ready(self, host: Host, ready: Ready) -> None:
-        """New entries of a log match all others'; what a leader commits is durable on a quorum."""
-        raft = host.raw.raft
-        entries = ready.entries
+    def stepped(self, host: Host, outputs: Outputs) -> None:
+        """New entries of a log match all others'; what a leader commits is durable on a quorum; what is
+        applied is the same everywhere."""
+        raft = host.replica.raft
+        log = raft.raft_log
+        entries = outputs.entries
         if entries:
-            self._match(host, entries, raft.raft_log.term(entries[0].index - 1))
+            self._match(host, entries, log.term(entries[0].index - 1))
             if raft.state is LEADER:
                 self._check_changes(host, entries)
-        memory, committed = self.memory[host.id], raft.raft_log.committed
+        memory, committed = self.memory[host.id], log.committed
         if committed > memory.quorum_checked:
             memory.quorum_checked = committed
             if raft.state is LEADER:
-                self._check_quorum(host, committed, raft.term)
+                self._check_quorum(host, memory.voters, committed, raft.term)
+        memory.voters = raft.trk.config.voters
+        self.after(host)
+        self._check_applied(host, outputs)
+        if host.replica.door.absurd:
+            said = [line.message for line in outputs.log if "turned away" in line.message]
+            raise Violation(f"node {host.id} turned away what a true node said: {said}")
+
+    def turned(self, host: Host) -> None:
+        """A turn that is over leaves nothing that is ready and not announced."""
+        if host.replica.outputs.more or host.rng.random() > 0.1:
+            return
+        core = host.replica.core
+        core.advance()  # what the next step does first
+        require(not core.raw.has_ready(), f"node {host.id} has more to do, and has not said so")
+
+    def _check_applied(self, host: Host, outputs: Outputs) -> None:
+        applied = host.replica.core.applied
+        if applied == host.applied:
+            return
+        if outputs.snapshot is not None:
+            host.applied = max(host.applied, outputs.snapshot.metadata.index)
+        for entry in host.replica.raft.raft_log.slice(host.applied + 1, applied + 1, _ALL):
+            self._apply(host, entry)
+        host.applied = applied
+
+    def _apply(self, host: Host, entry: Entry) -> None:
+        """Every node applies the same entries, each text at one place only."""
+        index, data = entry.index, entry.data
+        content = (entry.term, entry.type, zlib.crc32(data))
+        known = self.entries.setdefault(index, content)
+        require(known == content, f"node {host.id} applies {content} at {index}, others applied {known}")
+        require(
+            self.committed.get(index, entry.term) == entry.term,
+            f"node {host.id} applies entry {index} of term {entry.term}, committed is another",
+        )
+        if entry.type:
+            self._conf(host, index, host.replica.core.membership_log.at(index).conf_state)
+        elif data:
+            place = self.places.setdefault(data[1:], index)
+            require(place == index, f"{data[1:]!r} was carried out twice, at {place} and at {index}")
+            require(data[1:] not in self.denied, f"{data[1:]!r} is at {index}, and was refused")
 
     def _match(self, host: Host, entries: list[Entry], previous_term: int) -> None:
         contents = self.contents
@@ -144,21 +205,25 @@ class Checks:
                 )
             previous_term = term
 
-    def _check_quorum(self, host: Host, index: int, term: int) -> None:
-        own = host.raw.raft.raft_log.term(index)
+    def _check_quorum(self, host: Host, before: JointConfig, index: int, term: int) -> None:
+        own = host.replica.raft.raft_log.term(index)
         require(
             own == term, f"leader {host.id} of term {term} committed entry {index} of term {own} by counting"
         )
-        voters = host.raw.raft.trk.config.voters
-        for half in (voters.incoming, voters.outgoing):
-            if not half:
-                continue
-            having = [id for id in half if id in self.hosts and self._has(self.hosts[id], index, own)]
-            require(
-                len(having) > len(half) // 2,
-                f"leader {host.id} of term {term} committed entry {index}, durable only on {having} of"
-                f" {sorted(half)}",
-            )
+        # Before or after the membership changes that were applied in this step.
+        counted = [before, host.replica.raft.trk.config.voters]
+        require(
+            any(self._quorum_has(voters, index, own) for voters in counted),
+            f"leader {host.id} of term {term} committed entry {index}, which is not durable on a quorum of"
+            f" any of {counted}",
+        )
+
+    def _quorum_has(self, voters: JointConfig, index: int, term: int) -> bool:
+        halves = [half for half in (voters.incoming, voters.outgoing) if half]
+        return all(
+            sum(id in self.hosts and self._has(self.hosts[id], index, term) for id in half) > len(half) // 2
+            for half in halves
+        )
 
     def _has(self, host: Host, index: int, term: int) -> bool:
         try:
@@ -172,7 +237,7 @@ class Checks:
 
     def after(self, host: Host) -> None:
         """Term and commit never go back; what is committed stays."""
-        memory, raft = self.memory[host.id], host.raw.raft
+        memory, raft = self.memory[host.id], host.replica.raft
         if raft.term != memory.term:
             require(
                 raft.term > memory.term, f"node {host.id} went from term {memory.term} back to {raft.term}"
@@ -190,7 +255,7 @@ class Checks:
             self.role(host)
 
     def _check_committed(self, host: Host, old: int, new: int) -> None:
-        log, term = host.raw.raft.raft_log, host.raw.raft.term
+        log, term = host.replica.raft.raft_log, host.replica.raft.term
         known = self.committed
         for index in range(max(old + 1, log.first_index() - 1, 1), new + 1):
             own = log.term(index)
@@ -204,7 +269,7 @@ class Checks:
 
     def role(self, host: Host) -> None:
         """One leader a term, and it has everything that was committed in the terms before."""
-        raft = host.raw.raft
+        raft = host.replica.raft
         if raft.state is not LEADER:
             return
         leader = self.leaders.setdefault(raft.term, host.id)
@@ -222,7 +287,7 @@ class Checks:
 
     def _check_elected(self, host: Host) -> None:
         """A new leader has the durable votes of a quorum."""
-        raft = host.raw.raft
+        raft = host.replica.raft
         if raft.term in self._elected:
             return
         self._elected.add(raft.term)
@@ -236,7 +301,7 @@ class Checks:
     def _check_changes(self, host: Host, entries: list[Entry]) -> None:
         """A leader begins a membership change only when all that it found in its log is applied, and every
         earlier change."""
-        raft = host.raw.raft
+        raft = host.replica.raft
         memory, log = self.memory[host.id], raft.raft_log
         for entry in entries:
             if entry.term != raft.term:
@@ -252,85 +317,112 @@ class Checks:
             )
             memory.needed = entry.index
 
-    # --- messages -------------------------------------------------------------------------------------
+    # --- what leaves ----------------------------------------------------------------------------------
 
-    def sending(self, host: Host, message: Message) -> None:
+    def sending(self, host: Host, envelope: Envelope) -> None:
         """What a message promises is on the disk."""
-        kind = message.type
-        if kind is not _APP_RESP and kind is not _VOTE_RESP:
-            return
         memory = self.memory[host.id]
-        hard_state, last, _ = memory.durable
-        term = message.term
-        if term > memory.promised_term:
-            memory.promised_term = term
+        for message in envelope.messages:
+            kind = message.type
+            if kind is not _APP_RESP and kind is not _VOTE_RESP:
+                continue
+            hard_state, last, _ = memory.durable
+            term = message.term
+            if term > memory.promised_term:
+                memory.promised_term = term
+                require(
+                    hard_state.term >= term,
+                    f"node {host.id} sends {kind.name} of term {term}, its disk has term {hard_state.term}",
+                )
+            if kind is _VOTE_RESP and not message.reject:
+                self._check_vote(host.id, term, message.to)
+                require(
+                    hard_state.term > term or hard_state.vote == message.to,
+                    f"node {host.id} votes for {message.to} in term {term}, its disk has {hard_state}",
+                )
+            elif (
+                kind is _APP_RESP and not message.reject and message.index > last and hard_state.term == term
+            ):
+                # In a later term the entries may have been replaced before they came to the disk, as they
+                # may be at any time after: whoever could elect that term's leader did not have them.
+                raise Violation(
+                    f"node {host.id} acknowledges entry {message.index} in term {term}, its disk ends at"
+                    f" {last}"
+                )
+        if envelope.echo:
             require(
-                hard_state.term >= term,
-                f"node {host.id} sends {kind.name} of term {term}, its disk has term {hard_state.term}",
-            )
-        if kind is _VOTE_RESP and not message.reject:
-            self._check_vote(host.id, term, message.to)
-            require(
-                hard_state.term > term or hard_state.vote == message.to,
-                f"node {host.id} votes for {message.to} in term {term}, its disk has {hard_state}",
-            )
-        elif kind is _APP_RESP and not message.reject and message.index > last:
-            raise Violation(
-                f"node {host.id} acknowledges entry {message.index} in term {term}, its disk ends at {last}"
+                memory.durable[0].term >= envelope.echo_term,
+                f"node {host.id} answers a round of term {envelope.echo_term}, its disk has"
+                f" {memory.durable[0]}",
             )
 
     def _check_vote(self, id: int, term: int, candidate: int) -> None:
         known = self.votes.setdefault((id, term), candidate)
         require(known == candidate, f"node {id} votes for {known} and for {candidate} in term {term}")
 
-    # --- applying -------------------------------------------------------------------------------------
-
-    def applied(self, host: Host, entry: Entry) -> None:
-        """Every node applies the same entries, in order, without a gap."""
-        require(entry.index == host.applied + 1, f"node {host.id} applies {entry.index} after {host.applied}")
-        content = (entry.term, entry.type, zlib.crc32(entry.data))
-        known = self.entries.setdefault(entry.index, content)
-        require(
-            known == content, f"node {host.id} applies {content} at {entry.index}, others applied {known}"
-        )
-        require(
-            self.committed.get(entry.index, entry.term) == entry.term,
-            f"node {host.id} applies entry {entry.index} of term {entry.term}, committed is another",
-        )
-
-    def state(self, index: int, state: State) -> None:
-        """The same state after the same entry."""
-        known = self.states.setdefault(index, state)
-        if known != state:
-            raise Violation(f"the state after entry {index} is {state}, elsewhere {known}")
-
-    def installed(self, host: Host, index: int) -> None:
-        """A snapshot carries the state that applying gives."""
-        if index in self.states:
-            self.state(index, host.machine.state)
-
-    def conf(self, host: Host, index: int, conf: ConfState) -> None:
-        """The same change leads to the same voters everywhere."""
-        known = self.confs.get(index)
-        if known is None:
-            self.confs[index] = conf
-            insort(self._conf_indexes, index)
-            return
+    def _conf(self, host: Host, index: int, conf: ConfState) -> None:
+        """The same change leads to the same voters everywhere. One that began with a snapshot is a learner in
+        its own eyes from there on."""
+        known = self.confs.setdefault(index, conf)
         require(
             (known.voters, known.voters_outgoing) == (conf.voters, conf.voters_outgoing),
             f"the change at {index} leads to {conf} on node {host.id}, to {known} elsewhere",
         )
 
-    def conf_at(self, index: int) -> ConfState | None:
-        """The configuration after everything up to `index`, None before the first change."""
-        place = bisect_right(self._conf_indexes, index)
-        return self.confs[self._conf_indexes[place - 1]] if place else None
+    # --- what sessions see ----------------------------------------------------------------------------
+
+    def published(self, host: Host, status: Status) -> None:
+        """A segment's sessions never see the commit index or the applied one go back."""
+        memory = self.memory[host.id]
+        require(
+            status.commit_index >= memory.shown[0] and status.applied >= memory.shown[1],
+            f"node {host.id} showed commit {memory.shown[0]} and applied {memory.shown[1]}, and now"
+            f" {status.commit_index} and {status.applied}",
+        )
+        memory.shown = (status.commit_index, status.applied)
+
+    def shown(self, host: Host, shown: Shown) -> None:
+        """Nothing that a true node says is thrown away."""
+        require(not shown.malformed, f"node {host.id} got what it cannot read")
+
+    def answering(self, host: Host, kind: int, answer: Answer) -> None:
+        """An answer is covered by the status block, where its node has the entry itself."""
+        if answer.outcome == Outcome.OK and kind == CommandKind.READ_BARRIER:
+            require(
+                host.status is not None and host.status.applied >= answer.value1,
+                f"node {host.id} answers a read at {answer.value1}, its status block is older",
+            )
+
+    def acknowledged(self, data: bytes, index: int) -> None:
+        """A write was answered with its place: it is there, and nowhere else. A leader that has just lost its
+        leadership answers before it applies."""
+        content = self.entries.get(index)
+        require(
+            index in self.committed if content is None else content[2] == zlib.crc32(b"\x01" + data),
+            f"{data!r} was acknowledged at {index}, where {content} was applied",
+        )
+        place = self.places.setdefault(data, index)
+        require(place == index, f"{data!r} was acknowledged at {index}, and is at {place}")
+
+    def refused(self, data: bytes) -> None:
+        """A write was refused for certain: it never happens."""
+        self.denied.add(data)
+        place = self.places.get(data, 0)
+        require(not place, f"{data!r} was refused, and is at {place}")
+
+    def looked_up(self, host: Host, index: int, payload: bytes) -> None:
+        """A session read an entry."""
+        content = self.entries.get(index)
+        require(
+            content is not None and content[2] == zlib.crc32(b"\x01" + payload),
+            f"node {host.id} gives {payload!r} for entry {index}, where {content} was applied",
+        )
 
     # --- leases ---------------------------------------------------------------------------------------
 
     def lease(self, host: Host) -> None:
         """No two valid leases at one true time."""
-        now, own = host.at, host.raw.raft.term
+        now, own = host.cluster.now, host.replica.raft.term
         if host.true(host.lease_end) <= now:
             return
         for other in self.hosts.values():
@@ -339,5 +431,5 @@ class Checks:
             until = other.true(other.lease_end)
             require(
                 until <= now,
-                f"node {host.id} has a lease in term {own}, node {other.id}'s is valid for {until - now} us",
+                f"node {host.id} has a lease in term {own}, node {other.id}'s is valid for {until - now} ns",
             )

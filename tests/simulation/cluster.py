@@ -1,7 +1,7 @@
 """The simulated world: true time, the network, the nodes, and the order in which things happen.
 
-Everything comes from one generator, so a seed replays to the letter. An event is one step: a message,
-a tick, a write that is done, a client's call, or a fault.
+Everything comes from one generator, so a seed replays to the letter. An event is one step: an envelope that
+comes, a deadline, a part of a turn that took time, a client's call, or a fault. Times are nanoseconds.
 """
 
 from __future__ import annotations
@@ -12,24 +12,33 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from pgraft.raft import InvariantViolation, StateType, VoteResult
+import msgspec
+
+from pgraft.node.boot import ConfigConflict
+from pgraft.node.commands import Answer
+from pgraft.node.membership import MembershipError
+from pgraft.node.outputs import Sending
+from pgraft.raft import InvariantViolation
+from pgraft.shm.layout import CommandKind, Yields
 from pgraft.storage import StorageError
+from pgraft.transport.records import PeerHello, RecordKind, Refusal, RefusalCode, pack
 from tests.simulation.checks import Checks, Violation
-from tests.simulation.clients import PAUSE_US, Client
+from tests.simulation.clients import PAUSE_NS, Client
 from tests.simulation.disk import Disks, installed
 from tests.simulation.faults import Faults
-from tests.simulation.host import BOOTSTRAP, Envelope, Host
-from tests.simulation.profile import FAULTS, NETWORK_FAULTS, TICK_US, Profile, draw
+from tests.simulation.host import Host, Request
+from tests.simulation.profile import FAULTS, MS, NETWORK_FAULTS, Profile, draw
 from tests.support.storage_disk import Killed
 
-LEADER = StateType.StateLeader
-SPIKE_US = 300_000
+SPIKE_NS = 300 * MS
+TURN_NS = 50_000
 LINK_ENVELOPES_MAX = 64
 """What is on its way from one node to another at most; more is dropped, as the network process does. Without
 a bound, streams of single entries that arrive out of order are rejected and sent anew faster than they
 are used up: the core, like etcd's, counts on links that mostly keep the order."""
+INBOX_RECORDS_MAX = 256
+REFUSED_EVERY_NS = 50 * MS
 CATCHING_UP_MAX = 20
-TERMS_RACED = 5
 CALM_TIMEOUTS = 60
 """Election timeouts within which everything must be committed everywhere, or something more be applied,
 once the faults have ended."""
@@ -38,11 +47,12 @@ once the faults have ended."""
 class Cluster:
     """One simulation. `counts` holds what happened, by name."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, shows_log: bool = False) -> None:
         self.seed = seed
+        self.shows_log = shows_log
         self.rng = random.Random(seed)
         self.profile: Profile = draw(self.rng)
-        self.now = 1_000_000
+        self.now = 1000 * MS
         self.steps = 0
         self.counts: Counter[str] = Counter()
         self.checks = Checks()
@@ -52,10 +62,10 @@ class Cluster:
         self.paused_until: dict[int, int] = {}
         self.answered = 0
         self.calm = False
-        self._calm_term = 0
         self._arrivals: dict[tuple[int, int], int] = {}
         self._on_way: Counter[tuple[int, int]] = Counter()
-        self._events: list[tuple[int, int, Callable[..., None], object, int]] = []
+        self._refused_at: dict[tuple[int, int], int] = {}
+        self._events: list[tuple[int, int, Callable[..., None], object, object]] = []
         self._sequence = 0
         self.clients = [Client(self, number) for number in range(self.profile.clients)]
         self.faults = Faults(self)
@@ -68,104 +78,74 @@ class Cluster:
                 while self.steps < steps:
                     self.next()
                 self._calm_down()
-            except (InvariantViolation, StorageError) as error:
+            except (InvariantViolation, StorageError, MembershipError, ConfigConflict) as error:
                 raise Violation(f"{type(error).__name__}: {error}") from error
 
     def _begin(self) -> None:
         for id in range(1, self.profile.nodes + self.profile.spares + 1):
-            directory = Path(f"/simulated/{id}/raft")
-            host = Host(self, id, self.disks.add(directory), directory.parent)
+            host = Host(self, id, self.disks.add(Path(f"/simulated/{id}")))
             self.hosts[id] = host
             self.checks.add(host)
             host.start()
-            if id == 1:
-                self.checks.conf(host, BOOTSTRAP, host.confs[0][1])
-            self.later(self.rng.randrange(TICK_US), self._tick, host, host.life)
+            self.later(self.rng.randrange(10 * MS), self._wake, host, self._token(host))
+        for one in self.hosts.values():
+            self.greet(one)
         for client in self.clients:
-            self.later(self.rng.randrange(PAUSE_US), self._client, client, 0)
-        self.later(self.profile.fault_every_us, self._fault, None, 0)
+            self.later(self.rng.randrange(PAUSE_NS), self._client, client, 0)
+        self.later(self.profile.fault_every_ns, self._fault, None, 0)
 
     # --- events ---------------------------------------------------------------------------------------
 
-    def later(self, after_us: int, call: Callable[..., None], subject: object, life: int) -> None:
-        """Let `call(subject, life)` happen after some true time."""
+    def later(self, after_ns: int, call: Callable[..., None], subject: object, argument: object) -> None:
+        """Let `call(subject, argument)` happen after some true time."""
         self._sequence += 1
-        heapq.heappush(self._events, (self.now + after_us, self._sequence, call, subject, life))
+        heapq.heappush(self._events, (self.now + after_ns, self._sequence, call, subject, argument))
 
     def next(self) -> None:
         """The next event."""
-        self.now, _, call, subject, life = heapq.heappop(self._events)
-        call(subject, life)
+        self.now, _, call, subject, argument = heapq.heappop(self._events)
+        call(subject, argument)
 
-    def is_held(self, host: Host) -> bool:
-        """Whether its process does nothing now: stopped, or waiting for its disk."""
-        return host.busy_until > self.now or self.paused_until.get(host.id, 0) > self.now
+    def is_paused(self, host: Host) -> bool:
+        """Whether its process is stopped from outside."""
+        return self.paused_until.get(host.id, 0) > self.now
 
-    def _held_us(self, host: Host) -> int:
-        return max(host.busy_until, self.paused_until.get(host.id, 0)) - self.now
+    def _token(self, host: Host) -> tuple[int, int]:
+        host.wake_no += 1
+        return host.life, host.wake_no
 
-    def _tick(self, host: Host, life: int) -> None:
+    def again(self, host: Host) -> None:
+        """Let the next turn follow; a turn takes some time, if little."""
+        self.wake_at(host, self.now + TURN_NS)
+
+    def wake_at(self, host: Host, at_ns: int) -> None:
+        """Let a turn begin then at the latest; an earlier appointment is void."""
+        self.later(at_ns - self.now, self._wake, host, self._token(host))
+
+    def _wake(self, host: Host, token: tuple[int, int]) -> None:
+        if token != (host.life, host.wake_no) or not host.up or host.parts is not None:
+            return
+        paused = self.paused_until.get(host.id, 0) - self.now
+        if paused > 0:
+            self.later(paused, self._wake, host, token)
+            return
+        self.steps += 1
+        self.counts["wakes"] += 1
+        self.guarded(host, host.begin)
+
+    def resume_later(self, host: Host, after_ns: int) -> None:
+        """Let the turn that is going on have its next part then."""
+        self.later(after_ns, self._resume, host, host.life)
+
+    def _resume(self, host: Host, life: int) -> None:
         if not host.up or life != host.life:
             return
-        held = self._held_us(host)
-        if held > 0:
-            self.later(held, self._tick, host, life)
+        paused = self.paused_until.get(host.id, 0) - self.now
+        if paused > 0:
+            self.later(paused, self._resume, host, life)
             return
         self.steps += 1
-        self.counts["ticks"] += 1
-        host.tick()
-        if host.leads or host.raw.has_ready():
-            self.turn(host)
-        if host.up and host.life == life:
-            self.later(max(1, host.true(host.last_tick + TICK_US) - self.now), self._tick, host, life)
-
-    def _deliver(self, envelope: Envelope, _: int) -> None:
-        sender, host = self.hosts[envelope.sender], self.hosts[envelope.to]
-        held = self._held_us(host)
-        if held > 0 and host.up:
-            self.later(held, self._deliver, envelope, 0)
-            return
-        self._on_way[(envelope.sender, envelope.to)] -= 1
-        if sender.life != envelope.life or not sender.up:
-            died = sender.died_at.get(envelope.life)
-            if died is not None and envelope.sent_at > died:
-                return  # its sender died before it could send this
-        if (envelope.sender, envelope.to) in self.cut:
-            self.counts["cut"] += 1
-            return
-        if not host.up:
-            return
-        self.steps += 1
-        self.counts["messages"] += 1
-        host.receive(envelope)
-        self.turn(host)
-
-    def _written(self, host: Host, life: int) -> None:
-        self._by_thread(host, life, self._written, Host.write)
-
-    def _applied(self, host: Host, life: int) -> None:
-        self._by_thread(host, life, self._applied, Host.apply)
-
-    def _by_thread(
-        self, host: Host, life: int, again: Callable[[Host, int], None], work: Callable[[Host], None]
-    ) -> None:
-        if not host.up or host.life != life:
-            return
-        held = self._held_us(host)
-        if held > 0:
-            self.later(held, again, host, life)
-            return
-        self.steps += 1
-        self.guarded(host, lambda: work(host))
-        self.turn(host)
-
-    def write_later(self, host: Host, after_us: int) -> None:
-        """The append thread will be done with its oldest write then."""
-        self.later(after_us, self._written, host, host.life)
-
-    def apply_later(self, host: Host, after_us: int) -> None:
-        """The apply thread will be done with its oldest page then."""
-        self.later(after_us, self._applied, host, host.life)
+        self.guarded(host, host.go_on)
 
     def _client(self, client: Client, turn: int) -> None:
         if turn != client.turn or (self.calm and not client.name):
@@ -177,37 +157,34 @@ class Cluster:
     def wake(self, client: Client) -> None:
         """Let a client act at its next time; an earlier appointment is void."""
         client.turn += 1
-        self.later(client.wait_us(), self._client, client, client.turn)
+        self.later(client.wait_ns(), self._client, client, client.turn)
 
-    def _fault(self, _: object, __: int) -> None:
+    def _fault(self, _: object, __: object) -> None:
         if self.calm:
             return
         self.steps += 1
         self.faults.strike()
-        self.later(1 + int(self.rng.random() * 2 * self.profile.fault_every_us), self._fault, None, 0)
+        self.later(1 + int(self.rng.random() * 2 * self.profile.fault_every_ns), self._fault, None, 0)
 
     # --- nodes ----------------------------------------------------------------------------------------
 
-    def turn(self, host: Host) -> None:
-        """Let a node do what is ready; its disk may kill it or fail it."""
-        if host.up:
-            self.guarded(host, host.turn)
-
     def guarded(self, host: Host, work: Callable[[], object]) -> None:
-        """Do something on a node's disk."""
+        """Let a node do something; its disk may kill it or fail it."""
+        if not host.up:
+            return
         try:
             work()
         except Killed:
             self.counts["killed_in_write"] += 1
             self.faults.killed(host)
         except StorageError as error:
-            if host.store.failure is None or not isinstance(error.__cause__, OSError):
+            if not isinstance(error.__cause__, OSError):
                 raise
             self.counts["left_by_disk_error"] += 1
-            host.leave(str(error))
+            host.leave()
             self.faults.killed(host)
 
-    def restart(self, host: Host, _: int = 0) -> None:
+    def restart(self, host: Host, _: object = 0) -> None:
         """Start a node that is down; its disk may kill it again."""
         if host.up:
             return
@@ -218,29 +195,40 @@ class Cluster:
             self.counts["killed_in_start"] += 1
             self.faults.killed(host)
             return
-        self.later(self.rng.randrange(TICK_US), self._tick, host, host.life)
-
-    def elected(self, host: Host) -> None:
-        """A node has become leader."""
-        self.counts["elections"] += 1
-        if "membership" in self.profile.faults and self.rng.random() < 0.3:
-            self.later(self.rng.randrange(3000), self.faults.elected, host, host.life)
+        if not host.has_network or self.rng.random() < 0.5:
+            self.reconnect(host)
+        self.wake_at(host, self.now + self.rng.randrange(10 * MS))
 
     # --- the network ----------------------------------------------------------------------------------
 
-    def send(self, envelope: Envelope) -> None:
-        """Put an envelope on its way, as the network of this seed treats it."""
-        profile = self.profile
-        if not profile.whole_turns and len(envelope.messages) > 1:
-            for message in envelope.messages:
-                part = envelope.part(message)
-                self._send(part)
-        else:
-            self._send(envelope)
+    def reconnect(self, host: Host) -> None:
+        """Its network process is new: all its connections are."""
+        host.has_network = True
+        host.network_epoch += 1
+        for other in self.hosts.values():
+            if other is not host and other.up:
+                other.take_in(pack(RecordKind.PEER_DISCONNECTED, host.id), hurry=False)
+        self.greet(host)
 
-    def _send(self, envelope: Envelope) -> None:
-        profile, random_ = self.profile, self.rng.random
-        if envelope.to not in self.hosts:
+    def greet(self, host: Host) -> None:
+        """Connections stand again: both ends tell their workers who is there."""
+        for other in self.hosts.values():
+            if other is host or not (self.is_linked(host, other) and self.is_linked(other, host)):
+                continue
+            for here, there in ((host, other), (other, host)):
+                if here.up:
+                    hello = PeerHello(there.member_id, "127.0.0.1", 7000 + there.id, there.network_epoch)
+                    here.take_in(pack(RecordKind.PEER_HELLO, there.id, hello), hurry=False)
+                    here.take_in(pack(RecordKind.PEER_CONNECTED, there.id), hurry=False)
+
+    def is_linked(self, one: Host, other: Host) -> bool:
+        """Whether envelopes of the one reach the other's network process at all."""
+        return (one.id, other.id) not in self.cut and other.has_network
+
+    def send(self, sender: Host, sending: Sending) -> None:
+        """Put an envelope on its way, as the network of this seed treats it."""
+        profile, random_, to, hurry = self.profile, self.rng.random, sending.to, sending.hurry
+        if to not in self.hosts or not self._let_in(sender, self.hosts[to]):
             return
         if not self.calm:
             if random_() < profile.loss:
@@ -248,16 +236,36 @@ class Cluster:
                 return
             if random_() < profile.duplication:
                 self.counts["duplication"] += 1
-                self._post(envelope, int(random_() * 20 * profile.spread_us))
-        self._post(envelope, 0)
+                # Raft bears it; commands count on the one connection that carries each of them once.
+                once = msgspec.structs.replace(sending.envelope, calls=[], replies=[])
+                twice = sender.record_of(Sending(to, hurry, once))
+                self._post(sender, to, twice, hurry, int(random_() * 20 * profile.spread_ns))
+        self._post(sender, to, sender.record_of(sending), hurry, 0)
 
-    def _post(self, envelope: Envelope, extra_us: int) -> None:
+    def _let_in(self, sender: Host, receiver: Host) -> bool:
+        """Whether there is a connection: one of the two calls, and neither bars the other."""
+        if receiver.bars(sender.id):
+            key = (receiver.id, sender.id)
+            if self.now - self._refused_at.get(key, 0) >= REFUSED_EVERY_NS:
+                self._refused_at[key] = self.now
+                refusal = Refusal(RefusalCode.REMOVED, "it was removed")
+                self.later(MS, self._refuse, sender, (receiver, refusal))
+            return False
+        return not sender.bars(receiver.id) and (sender.knows(receiver.id) or receiver.knows(sender.id))
+
+    def _refuse(self, guest: Host, argument: tuple[Host, Refusal]) -> None:
+        judge, refusal = argument
+        if guest.up and self.is_linked(judge, guest):
+            record = pack(RecordKind.REFUSED_BY_PEER, judge.id, refusal)
+            self.guarded(guest, lambda: guest.take_in(record))
+
+    def _post(self, sender: Host, to: int, record: bytes, hurry: bool, extra_ns: int) -> None:
         profile, random_ = self.profile, self.rng.random
-        delay = profile.delay_us + int(random_() * profile.spread_us) + extra_us
+        delay = profile.delay_ns + int(random_() * profile.spread_ns) + extra_ns
         if random_() < profile.spike and not self.calm:
             self.counts["delay"] += 1
-            delay += int(random_() * SPIKE_US)
-        way, arrival = (envelope.sender, envelope.to), envelope.sent_at + delay
+            delay += int(random_() * SPIKE_NS)
+        way, arrival = (sender.id, to), self.now + delay
         if self._on_way[way] >= LINK_ENVELOPES_MAX:
             self.counts["overflow"] += 1
             return
@@ -266,7 +274,22 @@ class Cluster:
             self.counts["reordering"] += 1
         else:
             self._arrivals[way] = arrival
-        self.later(arrival - self.now, self._deliver, envelope, 0)
+        self.later(delay, self._deliver, self.hosts[to], (sender, record, hurry))
+
+    def _deliver(self, host: Host, argument: tuple[Host, bytes, bool]) -> None:
+        sender, record, hurry = argument
+        self._on_way[(sender.id, host.id)] -= 1
+        if not self.is_linked(sender, host):
+            self.counts["cut"] += 1
+            return
+        if not host.up:
+            return
+        self.steps += 1
+        self.counts["messages"] += 1
+        if len(host.inbox) >= INBOX_RECORDS_MAX:
+            self.counts["inbox_full"] += 1
+            return
+        self.guarded(host, lambda: host.take_in(record, hurry=hurry))
 
     # --- clients --------------------------------------------------------------------------------------
 
@@ -274,40 +297,33 @@ class Cluster:
         """A client knows now of everything up to `index`."""
         self.answered = max(self.answered, index)
 
-    def write_answered(self, client: int, name: bytes, index: int) -> None:
-        """A command was applied on the node that it was given to; index 0: and is outdated."""
-        if index:
-            self.clients[client].write_answered(name, index)
-
-    def read_answered(self, host: Host, name: bytes, index: int) -> None:
-        """A read barrier got its index."""
-        client = host.reads.pop(name, None)
-        if client is not None:
-            self.clients[client].read_answered(host, name, index)
+    def answered_by(self, host: Host, request: Request, answer: Answer) -> None:
+        """A command has its answer. What belongs to no client was an operator's."""
+        if request.client >= 0:
+            self.clients[request.client].answered(host, request, answer)
+        elif answer.outcome:
+            kind = CommandKind(request.kind).name.lower()
+            self.counts[f"{kind}_{answer.outcome.name.lower()}"] += 1
 
     # --- the end --------------------------------------------------------------------------------------
 
     def _calm_down(self) -> None:
         self.calm = True
         self.faults.end()
-        patience = CALM_TIMEOUTS * max(host.timeout_us for host in self.hosts.values())
+        patience = CALM_TIMEOUTS * max(host.timeout_ns for host in self.hosts.values())
         limit, cap = self.now + patience, self.now + CATCHING_UP_MAX * patience
-        self._calm_term = term = self._newest_term()
         applied = 0
         goal = Goal(self)
         while not goal.reached():
             if self.now > limit:
-                now_applied, now_term = self._all_applied(), self._newest_term()
-                if now_applied > applied and now_term == term and limit < cap:
+                now_applied = sum(host.applied for host in self.hosts.values())
+                if now_applied > applied and limit < cap:
                     # With one entry in flight at a time, catching up takes a round trip for each.
                     limit, applied = self.now + patience, now_applied
             if self.now > limit:
-                if not self._must_progress():
-                    self.counts["progress_not_promised"] += 1
-                    break
                 raise Violation(f"no progress within {CALM_TIMEOUTS} election timeouts: {goal.text()}")
             self.next()
-        self.counts["simulated_us"] = self.now
+        self.counts["simulated_ms"] = self.now // MS
 
     def kinds(self) -> set[str]:
         """The kinds of fault that there have been."""
@@ -319,38 +335,9 @@ class Cluster:
             found.add("slow_disk")
         return found
 
-    def _all_applied(self) -> int:
-        return sum(host.applied for host in self.hosts.values())
-
-    def _newest_term(self) -> int:
-        return max(host.raw.raft.term for host in self.hosts.values())
-
-    def _must_progress(self) -> bool:
-        """Whether a lack of progress is a fault; two cases are known to need an operator.
-
-        Without PreVote, a member that lags behind a membership change can raise terms as fast as the only
-        node that could lead, which never learns of them (seed 1256 did). And a leader that steps down on its
-        own removal may not have told the others that it was committed, while its entries behind it, on nodes
-        that vote no more, keep everybody from winning (seed 4003319 did). etcd's raft does the same.
-        """
-        if "membership" not in self.profile.faults:
-            return True
-        if not self.profile.pre_vote:
-            return self._newest_term() < self._calm_term + TERMS_RACED
-        return not self.profile.step_down_on_removal or self._somebody_could_win()
-
-    def _somebody_could_win(self) -> bool:
-        rafts = {host.id: host.raw.raft for host in self.hosts.values() if host.up}
-        for raft in rafts.values():
-            last, term = raft.raft_log.last_index(), raft.raft_log.last_term()
-            votes = {id: other.raft_log.is_up_to_date(last, term) for id, other in rafts.items()}
-            if raft.promotable() and raft.trk.config.voters.vote_result(votes) is VoteResult.VoteWon:
-                return True
-        return False
-
 
 class Goal:
-    """Progress: a leader, no joint configuration left, and a last entry applied by every member."""
+    """Progress: a leader, and a last entry applied by every member."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -359,55 +346,34 @@ class Goal:
         self._stage = "no leader"
 
     def reached(self) -> bool:
-        """Whether all is well; looks once a tick, and proposes what is missing."""
+        """Whether all is well; looks now and then, and asks for the last entry."""
         cluster = self._cluster
         if cluster.now < self._next_look:
             return False
-        self._next_look = cluster.now + TICK_US
-        self._switch_off_removed()
-        leader = self._leader()
-        if leader is None:
+        self._next_look = cluster.now + 10 * MS
+        leading = [host for host in cluster.hosts.values() if host.leads and host.lease_valid]
+        if not leading:
+            self._stage = "no leader"
             return False
-        raft = leader.raw.raft
-        if raft.trk.config.voters.outgoing:
-            self._stage = f"node {leader.id} leads term {raft.term}, still joint"
-            if not raft.trk.config.auto_leave:
-                cluster.faults.leave_joint(leader)
-            return False
+        leader = leading[0]
+        raft = leader.replica.raft
         if raft.term not in self._proposed:
-            cluster.faults.propose(leader, b"last of term %d" % raft.term, self._proposed)
+            self._proposed.add(raft.term)
+            leader.submit(Request(-1, 0, CommandKind.REPLICATE, b"last of term %d" % raft.term, 0, 0, 5000))
             return False
         return self._all_there(leader)
 
-    def _switch_off_removed(self) -> None:
-        """What an operator does: a removed leader would lead on. Until all members know of the removal, its
-        log may be needed."""
-        cluster = self._cluster
-        for host in cluster.hosts.values():
-            if not (host.up and host.removed and host.leads):
-                continue
-            index, conf = host.confs[-1]
-            members = [cluster.hosts[id] for id in (*conf.voters, *conf.learners)]
-            if all(member.applied >= index for member in members):
-                host.die(power=False)
-            for member in members:
-                cluster.restart(member)
-
-    def _leader(self) -> Host | None:
-        leading = [host for host in self._cluster.hosts.values() if host.up and host.leads]
-        newest = max(leading, key=lambda host: host.raw.raft.term, default=None)
-        return newest if newest is not None and newest.lease_valid else None
-
     def _all_there(self, leader: Host) -> bool:
-        cluster, raft = self._cluster, leader.raw.raft
-        last = raft.raft_log.last_index()
-        members = [cluster.hosts[id] for id in raft.trk.progress]
-        for host in members:
-            cluster.restart(host)
-        behind = [host.id for host in members if host.applied < last]
-        self._stage = f"node {leader.id} leads term {raft.term}, nodes {behind} have not applied entry {last}"
+        last = leader.replica.raft.raft_log.last_index()
+        members = [self._cluster.hosts[id] for id in leader.replica.raft.trk.progress]
+        behind = [host.id for host in members if host.applied < last or not host.up]
+        term = leader.replica.raft.term
+        self._stage = f"node {leader.id} leads term {term}, nodes {behind} have not applied entry {last}"
         return not behind
 
     def text(self) -> str:
         """What was missing."""
         return self._stage
+
+
+__all__ = ["Cluster", "Yields"]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pgraft.storage import entry_log, files
+from pgraft.storage.data_dir import RAFT_NAME
 from tests.support.storage_disk import Choice, Killed
 
 _WRITE, _GROW, _CUT = range(3)
@@ -60,10 +61,13 @@ class File:
 
 
 class Disk:
-    """One node's directory. `kill_in`, `fail_in`: calls until one kills the process, or fails; 0: none."""
+    """One node's directories, `home` and "raft" below it; names are whole paths.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    `kill_in`, `fail_in`: calls until one kills the process, or fails; 0: none.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self.names: dict[str, File] = {}
         self.durable_names: dict[str, File] = {}
         self.waiting_names: list[tuple[str, str, File | None]] = []
@@ -89,11 +93,15 @@ class Disk:
         self.fail_in = 0
         return True
 
-    def sync_names(self) -> None:
-        """Creations, renames and removals become durable."""
-        for name, other, file in self.waiting_names:
-            _rename(self.durable_names, name, other, file)
-        self.waiting_names = []
+    def sync_names(self, directory: str) -> None:
+        """Creations, renames and removals in a directory become durable."""
+        later = []
+        for waiting in self.waiting_names:
+            if os.path.dirname(waiting[0]) == directory:
+                _rename(self.durable_names, *waiting)
+            else:
+                later.append(waiting)
+        self.waiting_names = later
 
     def lose_power(self, rng: random.Random) -> None:
         """The machine goes down; each call that no sync covered may or may not have reached the disk."""
@@ -141,9 +149,9 @@ class Disks:
         self._open: dict[int, File] = {}
         self._next_fd = 1000
 
-    def add(self, directory: Path) -> Disk:
-        """A new, empty disk, whose only directory is there and durable."""
-        disk = self._of[str(directory)] = Disk(directory)
+    def add(self, home: Path) -> Disk:
+        """A new, empty disk, whose directories are there and durable."""
+        disk = self._of[str(home)] = self._of[str(home / RAFT_NAME)] = Disk(home)
         return disk
 
     def give(self, file: File) -> int:
@@ -163,15 +171,16 @@ class Disks:
         """See files."""
         disk = self._of[str(path.parent)]
         disk.call()
-        if path.name in disk.names:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        file = disk.names[path.name] = File(disk)
-        disk.waiting_names.append((path.name, "", file))
+        name = str(path)
+        if name in disk.names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        file = disk.names[name] = File(disk)
+        disk.waiting_names.append((name, "", file))
         return self.give(file)
 
     def open_existing(self, path: Path) -> int:
         """See files."""
-        file = self._of[str(path.parent)].names.get(path.name)
+        file = self._of[str(path.parent)].names.get(str(path))
         if file is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return self.give(file)
@@ -196,11 +205,15 @@ class Disks:
 
     def exists(self, path: Path) -> bool:
         """See files."""
-        return str(path) in self._of or path.name in self._of[str(path.parent)].names
+        return str(path) in self._of or str(path) in self._of[str(path.parent)].names
 
     def list_names(self, directory: Path) -> list[str]:
         """See files."""
-        return list(self._of[str(directory)].names)
+        below = str(directory) + "/"
+        names = self._of[str(directory)].names
+        return [
+            name[len(below) :] for name in names if name.startswith(below) and "/" not in name[len(below) :]
+        ]
 
     def write_at(self, fd: int, data: bytes, offset: int) -> None:
         """See files."""
@@ -227,7 +240,7 @@ class Disks:
         disk = self._of.get(str(path))
         if disk is not None:
             disk.call()
-            disk.sync_names()
+            disk.sync_names(str(path))
 
     def allocate(self, fd: int, length: int) -> None:
         """See files."""
@@ -247,15 +260,15 @@ class Disks:
         """See files."""
         disk = self._of[str(old.parent)]
         disk.call()
-        disk.names[new.name] = disk.names.pop(old.name)
-        disk.waiting_names.append((old.name, new.name, None))
+        disk.names[str(new)] = disk.names.pop(str(old))
+        disk.waiting_names.append((str(old), str(new), None))
 
     def unlink(self, path: Path) -> None:
         """See files."""
         disk = self._of[str(path.parent)]
         disk.call()
-        del disk.names[path.name]
-        disk.waiting_names.append((path.name, "", None))
+        del disk.names[str(path)]
+        disk.waiting_names.append((str(path), "", None))
 
 
 _REPLACED = (

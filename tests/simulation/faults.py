@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgraft.raft import (
-    ConfChange,
-    ConfChangeSingle,
-    ConfChangeType,
-    ConfChangeV2,
-    RaftError,
-    StateType,
-)
-from tests.simulation.profile import FAULTS
+from pgraft.node.turn import Part
+from pgraft.shm.layout import CommandKind, Yields
+from pgraft.transport.records import RecordKind, pack
+from tests.simulation.host import Request
+from tests.simulation.profile import FAULTS, MS
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
     from tests.simulation.host import Host
 
-MS = 1000
 CALLS_MAX = 12
 """A torn write dies, or fails, within so many calls on the disk."""
+PARTS_MAX = 10
+"""A freeze comes behind one of so many parts of a node's next turns."""
+OPERATOR = -1
 
 
 class Faults:
@@ -48,8 +46,14 @@ class Faults:
         cluster.paused_until.clear()
         for host in cluster.hosts.values():
             host.disk.settle()
-            host.stall_next_us = 0
+            host.stall_next_ns = host.freeze_in = 0
+            host.freeze_behind = None
+            host.yields = Yields.NO
             cluster.restart(host)
+        for host in cluster.hosts.values():
+            cluster.greet(host)
+            if host.parts is None:
+                cluster.wake_at(host, cluster.now)
 
     # --- nodes ----------------------------------------------------------------------------------------
 
@@ -64,7 +68,9 @@ class Faults:
         if host.up:
             host.die(power=power)
         elif power:
-            host.disk.lose_power(host.rng)
+            host.lose_power()
+        if power or cluster.rng.random() < 0.1:
+            host.has_network = False
         cluster.later(cluster.rng.choice((1, 30, 200, 600)) * MS, cluster.restart, host, 0)
         return True
 
@@ -89,7 +95,7 @@ class Faults:
         return True
 
     def _stall(self, host: Host) -> bool:
-        host.stall_next_us = self.cluster.rng.choice((50, 150, 400, 1000)) * MS
+        host.stall_next_ns = self.cluster.rng.choice((50, 150, 400, 1000)) * MS
         return True
 
     def _disk_error(self, host: Host) -> bool:
@@ -99,9 +105,42 @@ class Faults:
         return True
 
     def _pause(self, host: Host) -> bool:
+        """Stopped from outside, wherever it is."""
         cluster = self.cluster
-        cluster.paused_until[host.id] = cluster.now + cluster.rng.choice((20, 100, 250, 700)) * MS
+        until = cluster.now + cluster.rng.choice((20, 100, 250, 700)) * MS
+        cluster.paused_until[host.id] = until
+        if host.parts is None:
+            cluster.wake_at(host, until)
         return True
+
+    def _freeze(self, host: Host) -> bool:
+        """Stands still between two parts of a turn, for up to several election timeouts; often a leader."""
+        cluster = self.cluster
+        host = self._leading(host) if cluster.rng.random() < 0.4 else host
+        host.freeze_in = cluster.rng.randrange(1, PARTS_MAX)
+        host.freeze_ns = int(cluster.rng.choice((0.3, 1.1, 1.6, 2.5, 4.0)) * host.timeout_ns)
+        if cluster.rng.random() < 0.4:
+            self._freeze_who_decides(host)
+        return True
+
+    def _freeze_who_decides(self, host: Host) -> None:
+        """Stands still before it steps, while both the leader and those who do not hear the leader need it for
+        a majority."""
+        cluster = self.cluster
+        leader = self._leading(host)
+        if leader is host or not leader.leads:
+            return
+        voters = leader.replica.core.membership_log.current.conf_state.voters
+        others = [id for id in voters if id not in (leader.id, host.id)]
+        if host.id not in voters or not others:
+            return
+        cluster.rng.shuffle(others)
+        away = others[len(voters) // 2 - 1 :]
+        pairs = {pair for id in away for pair in ((leader.id, id), (id, leader.id))}
+        self._cut(pairs, 2 * host.freeze_ns)
+        host.freeze_behind = cluster.rng.choice((Part.RECORDS, Part.CLOCK))
+        host.freeze_ns = int(cluster.rng.choice((1.05, 1.3, 1.6)) * host.timeout_ns)
+        cluster.counts["frozen_who_decides"] += 1
 
     # --- the network ----------------------------------------------------------------------------------
 
@@ -109,31 +148,30 @@ class Faults:
         """Two halves; often the leader is on the smaller side, and goes on taking entries there."""
         cluster = self.cluster
         rng, ids = cluster.rng, list(cluster.hosts)
+        if len(ids) < 2:
+            return False
         leader = self._leading(host)
         some = set(rng.sample(ids, rng.randrange(1, len(ids))))
         if rng.random() < 0.5:
             some = {leader.id, *rng.sample(ids, rng.randrange((len(ids) + 1) // 2))}
         pairs = {(a, b) for a in ids for b in ids if a != b and (a in some) != (b in some)}
         self._cut(pairs, self._some_time())
-        if leader.id in some and not cluster.is_held(leader):
-            self._propose_some(leader)
+        if leader.id in some:
+            for _ in range(rng.randrange(1, 12)):
+                name = b"f%d" % rng.getrandbits(48)
+                cluster.guarded(leader, lambda n=name: self._ask(leader, CommandKind.REPLICATE, data=n))
         return True
-
-    def _propose_some(self, host: Host) -> None:
-        try:
-            host.raw.propose_entries([b"f%d" % n for n in range(self.cluster.rng.randrange(1, 12))])
-        except RaftError:
-            return
-        self.cluster.turn(host)
 
     def _one_way(self, host: Host) -> bool:
         """One node is not heard, or hears nothing; or some and the leader do not hear each other."""
         cluster = self.cluster
         rng = cluster.rng
+        if len(cluster.hosts) < 2:
+            return False
         if rng.random() < 0.5:
             leader = self._leading(host)
             others = [id for id in cluster.hosts if id != leader.id]
-            some = rng.sample(others, rng.randrange(1, 1 + len(cluster.hosts) // 2))
+            some = rng.sample(others, rng.randrange(1, 1 + (1 + len(others)) // 2))
             pairs = {(leader.id, id) for id in some}
             if rng.random() < 0.5:
                 pairs |= {(id, leader.id) for id in some}
@@ -155,108 +193,88 @@ class Faults:
             cluster.later(turn * 60 * MS, lambda pairs, _: self._cut(pairs, 30 * MS), pairs, 0)
         return True
 
-    def _cut(self, pairs: set[tuple[int, int]], for_us: int) -> None:
+    def _cut(self, pairs: set[tuple[int, int]], for_ns: int) -> None:
+        """Often both ends notice that their connection is gone."""
         cluster = self.cluster
         if cluster.calm:
             return
         cluster.cut |= pairs
-        cluster.later(for_us, lambda pairs, _: cluster.cut.difference_update(pairs), pairs, 0)
+        if cluster.rng.random() < 0.5:
+            for one, other in sorted(pairs):
+                self._tell(one, RecordKind.PEER_DISCONNECTED, other)
+        cluster.later(for_ns, self._heal, pairs, 0)
 
-    def _unreachable(self, host: Host) -> bool:
-        host.raw.report_unreachable(self.cluster.rng.choice(list(self.cluster.hosts)))
-        return True
+    def _heal(self, pairs: set[tuple[int, int]], _: object) -> None:
+        cluster = self.cluster
+        cluster.cut.difference_update(pairs)
+        for id in sorted({id for pair in pairs for id in pair}):
+            cluster.greet(cluster.hosts[id])
 
-    def _snapshot_lost(self, host: Host) -> bool:
-        host.raw.report_snapshot(
-            self.cluster.rng.choice(list(self.cluster.hosts)), self.cluster.rng.random() < 0.5
-        )
+    def _tell(self, id: int, kind: RecordKind, about: int) -> None:
+        host = self.cluster.hosts[id]
+        if host.up:
+            self.cluster.guarded(host, lambda: host.take_in(pack(kind, about)))
+
+    def _reconnect(self, host: Host) -> bool:
+        """Its network process dies and is started again."""
+        self.cluster.reconnect(host)
         return True
 
     # --- operations -----------------------------------------------------------------------------------
 
     def _leading(self, host: Host) -> Host:
-        leading = [each for each in self.cluster.hosts.values() if each.up and each.leads]
+        leading = [each for each in self.cluster.hosts.values() if each.leads]
         return self.cluster.rng.choice(leading) if leading else host
 
-    def _membership(self, host: Host) -> bool:
-        host = self._leading(host)
-        if self.cluster.is_held(host):
-            return False
-        try:
-            host.raw.propose_conf_change(self._change(host))
-        except RaftError:
-            return False
-        self.cluster.turn(host)
+    def _ask(
+        self,
+        host: Host,
+        kind: CommandKind,
+        arg1: int = 0,
+        arg2: int = 0,
+        data: bytes = b"",
+        *,
+        forward: bool = False,
+    ) -> None:
+        timeout_ms = self.cluster.rng.choice((100, 400, 1500))
+        host.submit(Request(OPERATOR, 0, kind, data, arg1, arg2, timeout_ms, forward))
+
+    def _operate(
+        self, host: Host, kind: CommandKind, arg1: int = 0, arg2: int = 0, data: bytes = b""
+    ) -> bool:
+        """An operator asks the leader, or any node that passes it on."""
+        forward = self.cluster.rng.random() < 0.3
+        asked = host if forward else self._leading(host)
+        self.cluster.guarded(asked, lambda: self._ask(asked, kind, arg1, arg2, data, forward=forward))
         return True
 
-    def elected(self, host: Host, life: int) -> None:
-        """A new leader gets membership changes before it has found its feet."""
-        if host.up and host.life == life and not self.cluster.calm and not self.cluster.is_held(host):
-            for _ in range(2):
-                try:
-                    host.raw.propose_conf_change(self._change(host))
-                except RaftError:
-                    return
-            self.cluster.turn(host)
-
-    def _change(self, host: Host) -> ConfChange | ConfChangeV2:
-        """Mostly something that keeps three voters; a v1 change, a v2 one, or the end of a joint one."""
-        rng, config = self.cluster.rng, host.raw.raft.trk.config
-        if config.voters.outgoing and rng.random() < 0.7:
-            return ConfChangeV2()
-        single = self._single(host)
-        if rng.random() < 0.4:
-            return ConfChange(type=single.type, node_id=single.node_id)
-        singles = {single.node_id: single}
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            other = self._single(host)
-            singles.setdefault(other.node_id, other)
-        return ConfChangeV2(rng.choice((0, 0, 1, 2)), tuple(singles.values()))
-
-    def _single(self, host: Host) -> ConfChangeSingle:
-        rng, config = self.cluster.rng, host.raw.raft.trk.config
-        ids = list(self.cluster.hosts)
-        outside = [id for id in ids if id not in config.voters.incoming]
-        grow = len(config.voters.incoming) <= 3 or rng.random() < 0.5
-        if grow and outside:
-            kind = rng.choice((ConfChangeType.ConfChangeAddNode, ConfChangeType.ConfChangeAddLearnerNode))
-            return ConfChangeSingle(kind, rng.choice(outside))
-        kind = rng.choice((ConfChangeType.ConfChangeRemoveNode, ConfChangeType.ConfChangeAddLearnerNode))
-        if len(config.voters.incoming) <= 2:
-            kind = ConfChangeType.ConfChangeUpdateNode
-        return ConfChangeSingle(kind, rng.choice(ids))
-
-    def leave_joint(self, host: Host) -> None:
-        """End an explicit joint configuration."""
-        try:
-            host.raw.propose_conf_change(ConfChangeV2())
-        except RaftError:
-            return
-        self.cluster.turn(host)
-
-    def propose(self, host: Host, data: bytes, proposed: set[int]) -> None:
-        """The last entry of the simulation."""
-        try:
-            host.raw.propose(data)
-        except RaftError:
-            return
-        proposed.add(host.raw.raft.term)
-        self.cluster.turn(host)
+    def _membership(self, host: Host) -> bool:
+        """Somebody is added, removed or moved; mostly so that three voters stay."""
+        cluster = self.cluster
+        rng = cluster.rng
+        leader = self._leading(host)
+        voters = leader.replica.core.membership_log.current.conf_state.voters
+        outside = [id for id in cluster.hosts if id not in voters]
+        what = rng.random()
+        if outside and (len(voters) <= 3 or what < 0.5):
+            id = rng.choice(outside)
+            return self._operate(host, CommandKind.ADD_NODE, id, 7000 + id, b"127.0.0.1")
+        if what < 0.9:
+            return self._operate(host, CommandKind.REMOVE_NODE, rng.choice(list(cluster.hosts)))
+        id = rng.choice(list(cluster.hosts))
+        return self._operate(
+            host, CommandKind.UPDATE_NODE, id, 7000 + id + rng.choice((0, 100)), b"127.0.0.1"
+        )
 
     def _compaction(self, host: Host) -> bool:
-        done: list[bool] = []
-        if not self.cluster.is_held(host):
-            self.cluster.guarded(host, lambda: done.append(host.compact()))
-        return any(done)
-
-    def _transfer(self, host: Host) -> bool:
-        host = self._leading(host)
-        if self.cluster.is_held(host) or host.raw.raft.state is not StateType.StateLeader:
-            return False
-        host.raw.transfer_leader(self.cluster.rng.choice(list(self.cluster.hosts)))
-        self.cluster.turn(host)
+        self.cluster.guarded(host, lambda: self._ask(host, CommandKind.TAKE_SNAPSHOT))
         return True
 
-    def _forget_leader(self, host: Host) -> bool:
-        host.raw.forget_leader()
+    def _transfer(self, host: Host) -> bool:
+        target = self.cluster.rng.choice((0, *self.cluster.hosts))
+        return self._operate(host, CommandKind.TRANSFER_LEADER, target)
+
+    def _yield(self, host: Host) -> bool:
+        """PostgreSQL does not serve there, or does again."""
+        host.yields = self.cluster.rng.choice((Yields.NO, Yields.NOT_SERVING, Yields.STOPPING))
         return True

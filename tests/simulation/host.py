@@ -1,567 +1,458 @@
-"""One node of the simulation: the real core, store, lease and promises, between a disk and a network.
+"""One node of the simulation: an executor of the production Replica over simulated disk, network, clock.
 
-In the synchronous mode a turn keeps the order of pgraft.node.core; in the asynchronous one, writes and
-applications are carried out later, by events of their own. The clock is the node's own: it runs at a
-rate of its own, and starts anew when the machine loses power. Times are microseconds.
+Everything that a node does goes through `pgraft.node.turn`, part by part; between any two parts the node can
+be frozen or die. What stands in a real node's segment survives the death of its process and is kept here:
+lease word, status and members block, the two rings. Times are nanoseconds; the clock is the node's own: it
+runs at a rate of its own, and starts anew when the machine loses power.
 """
 
 from __future__ import annotations
 
-import copy
 import random
-from bisect import bisect_right
 from collections import deque
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pgraft.node.core import BootStorage
-from pgraft.node.lease import Lease
-from pgraft.node.membership import admitting
-from pgraft.node.quiet import Quiet
-from pgraft.raft import (
-    LOCAL_APPEND_THREAD,
-    LOCAL_APPLY_THREAD,
-    Config,
-    ConfState,
-    Entry,
-    HardState,
-    Message,
-    MessageType,
-    ProgressState,
-    RaftError,
-    RawNode,
-    ReadOnlyOption,
-    Ready,
-    Snapshot,
-    SnapshotMetadata,
-    StateType,
-    decode_conf_change,
+from pgraft.node.boot import (
+    applied_before,
+    build_node,
+    initial_members_text,
+    open_durable_state,
+    open_identity,
 )
-from pgraft.raft.errors import ErrConfChange
-from pgraft.storage import Store, open_store
+from pgraft.node.commands import Answer, Command
+from pgraft.node.envelope import encode
+from pgraft.node.node import Replica
+from pgraft.node.outputs import Inputs, LogLine, MembersBlock, Outputs, Sending, Shown
+from pgraft.node.turn import Part, carry_out, turn
+from pgraft.postgres.settings import Member, NodeConfig
+from pgraft.raft.types import Entry, HardState, Snapshot, StateType
+from pgraft.shm.blocks import Status
+from pgraft.shm.layout import CommandKind, Outcome, Yields
+from pgraft.storage import Identity, Store, create_identity, save_peers, update_identity
+from pgraft.transport.records import HURRY, NO_HURRY, RecordKind, prefix
 from tests.simulation.disk import Disk
-from tests.simulation.machine import Machine
-from tests.simulation.profile import TICK_US
+from tests.simulation.profile import MS
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
 LEADER = StateType.StateLeader
-SNAPSHOT = ProgressState.StateSnapshot
-MSG_APP = MessageType.MsgApp
-MSG_HEARTBEAT = MessageType.MsgHeartbeat
-MSG_SNAP = MessageType.MsgSnap
-MSG_TIMEOUT_NOW = MessageType.MsgTimeoutNow
-FROM_LEADER = frozenset((MSG_APP, MSG_HEARTBEAT, MSG_SNAP))
-TURNS_MAX = 64
-CALM_SYNC_US = 200
-WRITES_AT_ONCE = 16
-NO_HARD_STATE = HardState()
-BOOTSTRAP = 1
-"""Index and term of the snapshot that the nodes of the initial cluster start from."""
+CALM_SYNC_NS = 200_000
+UNKNOWN = Answer(Outcome.ERROR_UNKNOWN)
+_WRITES = frozenset((Part.FILES, Part.PERSIST, Part.COMPACT))
 
 
-class Envelope:
-    """Messages of one turn for one peer, and the lease's round and echo around them."""
+class Request(msgspec.Struct, frozen=True):
+    """What a session has put into the command ring."""
 
-    __slots__ = (
-        "echo",
-        "echo_term",
-        "life",
-        "messages",
-        "promise",
-        "round",
-        "sender",
-        "sent_at",
-        "term",
-        "to",
+    client: int
+    number: int
+    kind: int
+    data: bytes = b""
+    arg1: int = 0
+    arg2: int = 0
+    timeout_ms: int = 400
+    forward: bool = False
+
+
+def config_of(cluster: Cluster, id: int) -> NodeConfig:
+    """A node's settings."""
+    profile = cluster.profile
+    initial = tuple(Member(one, f"node{one}", "127.0.0.1", 7000 + one) for one in range(1, profile.nodes + 1))
+    return NodeConfig(
+        name=f"node{id}",
+        node_id=id,
+        cluster_id="simulated",
+        initial_cluster=initial,
+        initial_cluster_state="new" if id <= profile.nodes else "existing",
+        address="127.0.0.1",
+        port=7000 + id,
+        listen_host="127.0.0.1",
+        listen_port=7000 + id,
+        data_dir=f"/simulated/{id}",
+        pgdata="/nonexistent",
+        segment_name="",
+        election_timeout_ms=profile.election_ms[id - 1],
+        heartbeat_interval_ms=profile.heartbeat_ms,
+        ssl_enabled=False,
+        ssl_cert_file="",
+        ssl_key_file="",
+        ssl_ca_file="",
+        autostart=True,
+        max_entry_bytes=1 << 20,
+        command_ring_bytes=1 << 20,
+        slot_count=16,
+        log_keep_entries=profile.keep_entries,
+        log_keep_bytes=0,
+        snapshot_threshold=profile.snapshot_threshold,
+        log_segment_bytes=profile.segment_bytes,
+        disk_stall_timeout_ms=60_000,
     )
-
-    def __init__(self, sender: Host, to: int, messages: list[Message], sent_at: int) -> None:
-        self.sender = sender.id
-        self.life = sender.life
-        self.term = sender.raw.raft.term
-        self.to = to
-        self.messages = messages
-        self.sent_at = sent_at
-        self.round = 0
-        self.echo = 0
-        self.echo_term = 0
-        self.promise = 0
-
-    def part(self, message: Message) -> Envelope:
-        """One of its messages, on its own way."""
-        part = copy.copy(self)
-        part.messages = [message]
-        return part
 
 
 class Host:
-    """A node. `life` counts its processes; `at` is the true time within the present turn."""
+    """A node, and the `turn.Executor` of its replica. `life` counts its processes."""
 
-    def __init__(self, cluster: Cluster, id: int, disk: Disk, data_dir: Path) -> None:
+    replica: Replica
+    store: Store
+
+    def __init__(self, cluster: Cluster, id: int, disk: Disk) -> None:
         profile = cluster.profile
         self.cluster = cluster
         self.checks = cluster.checks
         self.id = id
         self.disk = disk
-        self.data_dir = data_dir
+        self.config = config_of(cluster, id)
         self.rng = random.Random(cluster.rng.getrandbits(64))
         self.rate = profile.clock_rates[id - 1]
-        self.election_tick = profile.election_ticks[id - 1]
-        self.timeout_us = self.election_tick * TICK_US
-        self.promise_us = (self.election_tick - 1) * TICK_US
-        self.sync_us = profile.sync_us * (profile.slow_factor if id == profile.slow_node else 1)
+        self.timeout_ns = profile.election_ms[id - 1] * MS
+        self.sync_ns = profile.sync_ns * (profile.slow_factor if id == profile.slow_node else 1)
         self.clock_base = cluster.now
-        self.clock_offset = self.rng.randrange(10_000_000)
+        self.clock_offset = 10_000_000 * MS + self.rng.randrange(10_000 * MS)
+        self.member_id = id * 1000 + 1
         self.life = 0
         self.died_at: dict[int, int] = {}
         self.up = False
-        self.out = ""
-        self.busy_until = 0
-        self.stall_next_us = 0
+        self.has_network = True
+        self.stall_next_ns = 0
+        self.freeze_in = 0
+        self.freeze_behind: Part | None = None
+        self.freeze_ns = 0
+        self.yields = Yields.NO
+        self.network_epoch = 1
         self.lease_end = 0
-        self.at = 0
+        self.status: Status | None = None
+        self.members = MembersBlock((), ())
+        self.shown = Shown()
+        self.ring: deque[Request] = deque()
+        self.taken: dict[int, Request] = {}
+        self.inbox: list[bytes] = []
+        self.applied = 0
+        self.parts: Iterator[Part] | None = None
+        self.wake_no = 0
+        self.hurry = False
+        self._inputs = Inputs()
+        self._slot = 0
 
     # --- the clock ------------------------------------------------------------------------------------
 
-    def local(self, true_us: int) -> int:
+    def local(self, true_ns: int) -> int:
         """What this node's clock shows at a true time."""
-        return self.clock_offset + int((true_us - self.clock_base) * self.rate)
+        return self.clock_offset + int((true_ns - self.clock_base) * self.rate)
 
-    def true(self, local_us: int) -> int:
+    def true(self, local_ns: int) -> int:
         """The first true time at which its clock shows this."""
-        return self.clock_base + int((local_us - self.clock_offset) / self.rate) + 1
+        return self.clock_base + int((local_ns - self.clock_offset) / self.rate) + 1
 
     # --- life -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """A new process on what is on disk. Raises StorageError."""
-        profile, first = self.cluster.profile, self.life == 0
         self.disk.settle()
         self.life += 1
-        self.up = True
-        self.out = ""
-        self.at = self.cluster.now
-        self.busy_until = 0
-        self.store: Store = open_store(self.data_dir, segment_bytes=profile.segment_bytes)
-        if first and self.id <= profile.nodes:
-            self._bootstrap(profile.nodes)
-        self.checks.recovered(self)
-        self.machine = Machine(profile.clients)
-        self.lease = Lease()
         self.lease_end = 0
-        self.led_term = 0
-        local = self.local(self.cluster.now)
-        self.quiet = Quiet(local if first else local + self.timeout_us)
-        self.last_tick = local
-        self.queues: dict[int, list[Message]] = {}
-        self.echoes: dict[int, tuple[int, int]] = {}
-        self.beats = False
-        self.snapshots: dict[int, int] = {}
-        self.waiting: dict[bytes, int] = {}
-        self.reads: dict[bytes, int] = {}
-        self.appends: deque[Message] = deque()
-        self.applies: deque[Message] = deque()
-        self.removed = False
-        self.durable = self.store.hard_state
-        self._resume()
-        self.role = (self.raw.raft.term, self.raw.raft.lead, self.raw.raft.state)
+        self.inbox = []
+        self._unknown([*self.taken.values()])
+        self.taken = {}
+        if self.life == 1:
+            self._make_identity()
+        identity = open_identity(self.config)
+        self.store = open_durable_state(self.config, identity, lambda: None)
+        self.checks.recovered(self)
+        self.replica = build_node(
+            self.config,
+            identity,
+            self.store,
+            now_ns=self.local(self.cluster.now),
+            chance=self.rng,
+            applied=applied_before(self.status, self.store),
+            limits=self.cluster.profile.limits,
+        )
+        self.up = True
+        self.applied = self.replica.core.applied
+        self.parts = None
         self.checks.started(self)
 
-    def _bootstrap(self, nodes: int) -> None:
-        voters = ConfState(voters=tuple(range(1, nodes + 1)))
-        place = SnapshotMetadata(voters, BOOTSTRAP, BOOTSTRAP)
-        self.store.bootstrap(Snapshot(place, Machine(self.cluster.profile.clients).encode()))
-        self.store.append(HardState(BOOTSTRAP, 0, BOOTSTRAP), [])
-
-    def _resume(self) -> None:
-        """Take up from the snapshot; with resume_at_commit, as pgraft.node does, from the commit index."""
-        store = self.store
-        snapshot, hard_state = store.snapshot(), store.hard_state
-        self.applied = snapshot.metadata.index
-        self.confs: list[tuple[int, ConfState]] = [(self.applied, snapshot.metadata.conf_state)]
-        self.machine.load(snapshot.data)
-        known = self.checks.conf_at(self.applied)
-        self.widened = known is not None and known != snapshot.metadata.conf_state
-        storage: Store | BootStorage = store
-        replayed = self._stored(self.applied + 1, hard_state.commit + 1)
-        known_changes = all(entry.index in self.checks.confs for entry in replayed if entry.type)
-        if self.cluster.profile.resume_at_commit and not self.widened and known_changes:
-            conf = self.checks.conf_at(hard_state.commit) or snapshot.metadata.conf_state
-            for entry in replayed:
-                self.applied = entry.index
-                if entry.type:
-                    self.confs.append((entry.index, self.checks.conf_at(entry.index) or conf))
-                else:
-                    self.machine.apply(entry)
-                self.machine.remember(entry.index)
-            storage = BootStorage(store, hard_state, conf)
-        self.raw = RawNode(self._config(storage))
-
-    def _stored(self, lo: int, hi: int) -> list[Entry]:
-        return self.store.entries(lo, hi, 1 << 40) if lo < hi else []
-
-    def _config(self, storage: Store | BootStorage) -> Config:
-        profile = self.cluster.profile
-        return Config(
-            id=self.id,
-            election_tick=self.election_tick,
-            heartbeat_tick=profile.heartbeat_tick,
-            storage=storage,
-            rng=self.rng,
-            applied=self.applied,
-            async_storage_writes=profile.asynchronous,
-            max_size_per_msg=profile.message_bytes,
-            max_committed_size_per_ready=profile.page_bytes,
-            max_uncommitted_entries_size=profile.uncommitted_bytes,
-            max_inflight_msgs=profile.inflight_messages,
-            max_inflight_bytes=profile.inflight_bytes,
-            check_quorum=profile.check_quorum,
-            pre_vote=profile.pre_vote,
-            read_only_option=(
-                ReadOnlyOption.ReadOnlyLeaseBased if profile.lease_reads else ReadOnlyOption.ReadOnlySafe
-            ),
-            disable_proposal_forwarding=not profile.forwarding,
-            step_down_on_removal=profile.step_down_on_removal,
+    def _make_identity(self) -> None:
+        identity = Identity(
+            cluster_id=self.config.cluster_id,
+            node_id=self.id,
+            member_id=self.member_id,
+            initial_members=initial_members_text(self.config),
+            formed=False,
+            election_timeout_ms=self.config.election_timeout_ms,
         )
+        create_identity(self.disk.home, identity)
 
     def die(self, *, power: bool) -> None:
-        """The process ends; with `power` the whole machine does, its clock and its kernel's memory too."""
+        """The process ends; with `power` the whole machine does, with clock, segment and sessions."""
         self.up = False
+        self.parts = None
         self.died_at[self.life] = self.cluster.now
         self.cluster.disks.close_all(self.disk)
         if power:
-            self.disk.lose_power(self.rng)
-            self.lease_end = 0
-            self.clock_base = self.cluster.now
-            self.clock_offset = self.rng.randrange(1_000_000)
+            self._lose_power()
 
-    def leave(self, why: str) -> None:
+    def lose_power(self) -> None:
+        """The machine goes down after its process."""
+        self._lose_power()
+
+    def _lose_power(self) -> None:
+        self.disk.lose_power(self.rng)
+        self.lease_end = 0
+        self.status = None
+        self.members = MembersBlock((), ())
+        self.network_epoch += 1
+        self.clock_base = self.cluster.now
+        self.clock_offset = 10_000_000 * MS + self.rng.randrange(1000 * MS)
+        lost = [*self.taken.values(), *self.ring]
+        self.ring.clear()
+        self.taken = {}
+        self._unknown(lost)
+
+    def leave(self) -> None:
         """A disk error: this node takes part no more until it is started again."""
-        self.out = why
         self.lease_end = 0
         self.die(power=False)
+        self._unknown([*self.taken.values()])
+        self.taken = {}
 
-    # --- what it is given -----------------------------------------------------------------------------
+    def _unknown(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.cluster.answered_by(self, request, UNKNOWN)
+
+    # --- what it shows --------------------------------------------------------------------------------
 
     @property
     def leads(self) -> bool:
         """Whether the core is leader."""
-        return self.raw.raft.state is LEADER
+        return self.up and self.replica.core.leads
 
     @property
     def lease_valid(self) -> bool:
-        """What pgraft_is_leader() would say now."""
+        """What pgraft_is_leader() would say now, on a machine that is up."""
         return self.lease_end > self.local(self.cluster.now)
 
-    def tick(self) -> None:
-        """Let the core have the ticks that have passed by its own clock."""
-        local = self.local(self.cluster.now)
-        ticks = (local - self.last_tick) // TICK_US
-        self.last_tick += ticks * TICK_US
-        raw = self.raw
-        for _ in range(min(ticks, 2 * self.election_tick)):
-            if (
-                local < self.quiet.until_ns
-                and raw.raft.state is not LEADER
-                and raw.raft.ticks_to_deadline() <= 1
-            ):
-                break  # it would campaign, with a vote of its own that is promised away
-            raw.tick()
-        if self.snapshots:
-            self._report_snapshots(local)
+    @property
+    def is_member(self) -> bool:
+        """Whether its own membership has it."""
+        return self.replica.core.membership_log.current.get(self.id) is not None
 
-    def _report_snapshots(self, local: int) -> None:
-        for id, sent in list(self.snapshots.items()):
-            progress = self.raw.raft.trk.progress.get(id)
-            if progress is None or progress.state is not SNAPSHOT:
-                del self.snapshots[id]
-            elif local - sent > self.timeout_us:
-                del self.snapshots[id]
-                self.raw.report_snapshot(id, False)
+    def knows(self, id: int) -> bool:
+        """Whether its network process calls this node."""
+        return any(row.node_id == id for row in self.members.rows)
 
-    def receive(self, envelope: Envelope) -> None:
-        """What a peer sent."""
-        local = self.local(self.cluster.now)
-        raft = self.raw.raft
-        follows = False
-        for message in envelope.messages:
-            if self.quiet.drops(message, local):
+    def bars(self, id: int) -> bool:
+        """Whether its network process refuses this node, since it was removed."""
+        return id in self.members.removed and not self.knows(id)
+
+    # --- turns ----------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """A session puts a command into the ring."""
+        self.ring.append(request)
+        if not self.replica_gathers():
+            self.begin()
+
+    def replica_gathers(self) -> bool:
+        """Whether sessions need not ring, since a batch is on its way."""
+        return self.up and self.replica.outputs.gathers_until_ns > self.local(self.cluster.now)
+
+    def take_in(self, record: bytes, *, hurry: bool = True) -> None:
+        """The network process puts a record on the ring, and rings where it is to be read at once."""
+        self.inbox.append(record)
+        if hurry:
+            self.begin()
+
+    def begin(self) -> None:
+        """Begin a turn, unless one is going on or the process is stopped."""
+        if not self.up:
+            return
+        if self.parts is not None or self.cluster.is_paused(self):
+            self.hurry = True
+            return
+        self.hurry = False
+        self.parts = turn(self.replica, self, self._inputs)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Do parts of the turn until one takes time, the process is frozen, or the turn is over."""
+        cluster, parts = self.cluster, self.parts
+        if parts is None:
+            return
+        for part in parts:
+            if part is Part.STEP:
+                self._stepped()
+            took = self._disk_ns() if part in _WRITES else 0
+            took += self._freeze_ns(part)
+            if took:
+                cluster.resume_later(self, took)
+                return
+        self.parts = None
+        self._over()
+
+    def _freeze_ns(self, part: Part) -> int:
+        """How long the process stands still behind this part."""
+        cluster = self.cluster
+        if cluster.calm:
+            return 0
+        if self.freeze_behind is not None:
+            if part is self.freeze_behind:
+                self.freeze_behind = None
+                return self.freeze_ns
+        elif self.freeze_in:
+            self.freeze_in -= 1
+            if not self.freeze_in:
+                cluster.counts[f"frozen_behind_{part.value}"] += 1
+                return self.freeze_ns
+        every = cluster.profile.freeze_every
+        if every and self.rng.random() * every < 1:
+            cluster.counts["frozen"] += 1
+            return int(self.rng.choice((0.2, 1.2, 2.5)) * self.timeout_ns)
+        return 0
+
+    def _stepped(self) -> None:
+        self.checks.stepped(self, self.replica.outputs)
+
+    def _over(self) -> None:
+        """The turn is over: when is the next one?"""
+        outputs = self.replica.outputs
+        self.checks.turned(self)
+        if self.hurry or outputs.more or (self.ring and not self.replica_gathers()):
+            self.cluster.again(self)
+            return
+        due = outputs.deadline_ns
+        if self.ring:
+            due = min(due, outputs.gathers_until_ns)
+        self.cluster.wake_at(self, max(self.true(due), self.cluster.now + 1))
+
+    def stop(self) -> None:
+        """A planned end: everybody who waits is answered."""
+        for _ in carry_out(self.replica.stop(self.local(self.cluster.now)), self):
+            pass
+        self.store.close()
+        self.die(power=False)
+
+    # --- in (turn.Executor) ---------------------------------------------------------------------------
+
+    def note(self, inputs: Inputs) -> None:
+        """What the executor knows by itself."""
+        inputs.unsent, inputs.yields, inputs.network_epoch = [], self.yields, self.network_epoch
+
+    def read_records(self) -> list[bytes]:
+        """What has come."""
+        records, self.inbox = self.inbox, []
+        self.hurry = False
+        return records
+
+    def clock_ns(self) -> int:
+        """Its own clock."""
+        return self.local(self.cluster.now)
+
+    def take_commands(self, now_ns: int) -> list[Command]:
+        """All that sessions have asked; from now on a death leaves their outcome unknown."""
+        commands = []
+        while self.ring:
+            request = self.ring.popleft()
+            self._slot += 1
+            self.taken[self._slot] = request
+            deadline = now_ns + request.timeout_ms * MS
+            commands.append(
+                Command(
+                    request.kind,
+                    self._slot,
+                    request.number,
+                    request.forward,
+                    deadline,
+                    request.timeout_ms,
+                    request.arg1,
+                    request.arg2,
+                    request.data,
+                )
+            )
+        return commands
+
+    # --- out (turn.Executor) --------------------------------------------------------------------------
+
+    def save_identity(self, identity: Identity) -> None:
+        """Write and sync it."""
+        update_identity(self.disk.home, identity)
+
+    def save_peers(self, member_ids: dict[int, int]) -> None:
+        """Write and sync them."""
+        save_peers(self.disk.home, member_ids)
+
+    def show_lease(self, end_ns: int) -> None:
+        """The word in the segment."""
+        self.lease_end = end_ns
+        if end_ns:
+            self.checks.lease(self)
+
+    def tell_network(self, records: list[bytes]) -> None:
+        """The simulated network knows who everybody is."""
+
+    def send(self, sendings: list[Sending]) -> None:
+        """Put envelopes on their way."""
+        for sending in sendings:
+            self.checks.sending(self, sending.envelope)
+            self.cluster.send(self, sending)
+
+    def record_of(self, sending: Sending) -> bytes:
+        """What its receiver's network process puts on the ring."""
+        hurry = HURRY if sending.hurry else NO_HURRY
+        return prefix(RecordKind.MESSAGE, self.id) + hurry + encode(sending.envelope)
+
+    def persist(self, hard_state: HardState, entries: list[Entry], snapshot: Snapshot | None) -> None:
+        """The real store, on the simulated disk."""
+        self.checks.writing(self, hard_state, entries, snapshot)
+        self.store.persist(hard_state, entries, snapshot)
+        self.checks.written(self)
+
+    def compact(self, snapshot: Snapshot) -> None:
+        """The real store."""
+        self.store.compact(snapshot)
+        self.cluster.counts["compacted"] += 1
+
+    def publish(self, outputs: Outputs) -> None:
+        """What the segment shows."""
+        if outputs.members is not None:
+            self.members = outputs.members
+        if outputs.status is not None:
+            self.checks.published(self, outputs.status)
+            self.status = msgspec.structs.replace(outputs.status)
+        if outputs.lease_begin_ns is not None:
+            self.show_lease(outputs.lease_begin_ns)
+        if outputs.shown is not self.shown:
+            self.checks.shown(self, outputs.shown)
+            self.shown = outputs.shown
+
+    def answer(self, answers: list[tuple[Command, Answer]]) -> None:
+        """Sessions get them."""
+        for command, answer in answers:
+            if answer.outcome == Outcome.PROGRESS:
                 continue
-            self.step(message)
-            if message.type in FROM_LEADER and message.term == raft.term:
-                follows = True
-        if envelope.round and follows and raft.lead == envelope.sender and raft.term == envelope.term:
-            self.quiet.promise(local + self.promise_us)
-            self.echoes[envelope.sender] = (envelope.round, envelope.term)
-            self.queues.setdefault(envelope.sender, [])
-        if envelope.echo and raft.state is LEADER and envelope.echo_term == raft.term:
-            self.lease.answer(envelope.sender, envelope.echo, envelope.promise)
+            request = self.taken.pop(command.slot)
+            self.checks.answering(self, request.kind, answer)
+            self.cluster.answered_by(self, request, answer)
 
-    def step(self, message: Message) -> None:
-        """One message to the core; it may refuse it."""
-        try:
-            self.raw.step(message)
-        except RaftError:
-            self.cluster.counts["refused"] += 1
-
-    # --- a turn ---------------------------------------------------------------------------------------
-
-    def turn(self) -> None:
-        """Do all that is ready. Raises StorageError and Killed."""
-        self.at = self.cluster.now
-        raw = self.raw
-        raft = raw.raft
-        lost = raft.state is LEADER and self.lease.ended and self.lease.term == raft.term
-        if lost and not raft.lead_transferee and not self.removed:
-            raft.become_follower(raft.term, 0)  # a failed transfer has cost the lease for this term
-        take = self._hand_over if self.cluster.profile.asynchronous else self._carry_out
-        for _ in range(TURNS_MAX):
-            if not raw.has_ready():
-                break
-            ready = raw.ready()
-            self.checks.ready(self, ready)
-            self._notice_role()
-            take(ready)
-        self._flush()
-        self.busy_until = self.at
-        self.checks.after(self)
-
-    def _carry_out(self, ready: Ready) -> None:
-        hard_state = ready.hard_state
-        old = self.durable
-        promises = hard_state is not None and (hard_state.term != old.term or hard_state.vote != old.vote)
-        early = self.leads and not promises
-        after: list[Message] = []
-        for message in ready.messages:
-            if early and message.type in FROM_LEADER:
-                self._queue(message)
-            else:
-                after.append(message)
-        if hard_state is not None:
-            self.durable = hard_state
-        if promises or ready.entries or ready.snapshot is not None:
-            self._flush()
-            self._persist(self.durable, ready.entries, ready.snapshot, promises)
-        for message in after:
-            self._queue(message)
-        if ready.committed_entries:
-            self._apply(ready.committed_entries)
-        for read in ready.read_states:
-            self.cluster.read_answered(self, read.request_ctx, read.index)
-        self.raw.advance(ready)
-
-    def _hand_over(self, ready: Ready) -> None:
-        for message in ready.messages:
-            if message.to == LOCAL_APPEND_THREAD:
-                self.appends.append(message)
-                if len(self.appends) == 1:
-                    self.cluster.write_later(self, self._disk_us())
-            elif message.to == LOCAL_APPLY_THREAD:
-                self.applies.append(message)
-                if len(self.applies) == 1:
-                    self.cluster.apply_later(self, self.rng.randrange(2000))
-            else:
-                self._queue(message)
-        for read in ready.read_states:
-            self.cluster.read_answered(self, read.request_ctx, read.index)
-
-    def write(self) -> None:
-        """The append thread carries out the oldest writes."""
-        for _ in range(min(len(self.appends), WRITES_AT_ONCE)):
-            self._write_one(self.appends[0])
-        if self.appends:
-            self.cluster.write_later(self, self._disk_us())
-
-    def _write_one(self, message: Message) -> None:
-        hard_state = HardState(message.term, message.vote, message.commit)
-        changed = hard_state != NO_HARD_STATE
-        if changed:
-            self.durable = hard_state
-        if changed or message.entries or message.snapshot is not None:
-            self._persist(self.durable, message.entries, message.snapshot, changed)
-        self.appends.popleft()
-        self._respond(message.responses)
-
-    def apply(self) -> None:
-        """The apply thread carries out the oldest page."""
-        message = self.applies.popleft()
-        self._apply([entry for entry in message.entries if entry.index > self.applied])
-        self._respond(message.responses)
-        if self.applies:
-            self.cluster.apply_later(self, self.rng.randrange(2000))
-
-    def _respond(self, responses: list[Message]) -> None:
-        for response in responses:
-            if response.to == self.id:
-                self.step(response)
-            else:
-                self._queue(response)
+    def log(self, lines: list[LogLine]) -> None:
+        """Nobody reads it; a replay with --log prints it."""
+        if self.cluster.shows_log:
+            for line in lines:
+                print(f"{self.cluster.now / 1e6:10.3f} node {self.id}: {line.message} {line.detail}")
 
     # --- the disk -------------------------------------------------------------------------------------
 
-    def _disk_us(self) -> int:
+    def _disk_ns(self) -> int:
         if self.cluster.calm:
-            return CALM_SYNC_US
-        took = self.sync_us + self.rng.randrange(self.sync_us)
-        if self.stall_next_us:
-            took += self.stall_next_us
-            self.stall_next_us = 0
+            return CALM_SYNC_NS
+        took = self.sync_ns + self.rng.randrange(self.sync_ns)
+        took += self.stall_next_ns
+        self.stall_next_ns = 0
         return took
 
-    def _persist(
-        self, hard_state: HardState, entries: list[Entry], snapshot: Snapshot | None, promises: bool
-    ) -> None:
-        checks, store = self.checks, self.store
-        if snapshot is not None and snapshot.metadata.index > store.snapshot().metadata.index:
-            place = snapshot.metadata
-            state = HardState(hard_state.term, hard_state.vote, place.index)
-            checks.writing(self, state, place.index, place.term)
-            store.install_snapshot(snapshot, state)
-            checks.written(self)
-            self._install(snapshot)
-        if promises or entries:
-            last = entries[-1] if entries else None
-            checks.writing(self, hard_state, last.index if last else 0, last.term if last else 0)
-            store.append(hard_state, entries)
-            checks.written(self)
-        if not self.cluster.profile.asynchronous:
-            self.at += self._disk_us()
 
-    def _install(self, snapshot: Snapshot) -> None:
-        place = snapshot.metadata
-        self.applied = place.index
-        self.confs = [(place.index, place.conf_state)]
-        known = self.checks.conf_at(place.index)
-        self.widened = known is not None and known != place.conf_state
-        self.machine.load(snapshot.data)
-        self.checks.installed(self, place.index)
-        self._note_membership()
-
-    def compact(self) -> bool:
-        """Drop the log up to somewhere before what is applied; whether anything went."""
-        store = self.store
-        upto = min(self.applied, store.hard_state.commit, store.last_index())
-        upto -= self.cluster.profile.keep_entries
-        first = store.first_index()
-        if upto < first:
-            return False
-        point = self.rng.randrange(first, upto + 1)
-        conf = self.confs[bisect_right(self.confs, point, key=lambda pair: pair[0]) - 1][1]
-        place = SnapshotMetadata(conf, point, store.term(point))
-        snapshot = Snapshot(place, self.machine.encode_at(point))
-        store.compact(snapshot)
-        self.machine.forget_before(point)
-        self.confs = [(point, conf), *(pair for pair in self.confs if pair[0] > point)]
-        return True
-
-    # --- applying -------------------------------------------------------------------------------------
-
-    def _apply(self, entries: list[Entry]) -> None:
-        checks, machine = self.checks, self.machine
-        for entry in entries:
-            checks.applied(self, entry)
-            self.applied = index = entry.index
-            if entry.type:
-                self._apply_change(entry)
-            else:
-                name = machine.apply(entry)
-                if name is not None and name in self.waiting:
-                    self.cluster.write_answered(self.waiting.pop(name), name, machine.first_index(name))
-            machine.remember(index)
-            checks.state(index, machine.state)
-        if entries and self.leads and entries[-1].term == self.raw.raft.term:
-            self.led_term = entries[-1].term
-
-    def _apply_change(self, entry: Entry) -> None:
-        # A snapshot that is still being written has brought its configuration already.
-        if self.raw.raft.raft_log.unstable.snapshot is not None:
-            return
-        try:
-            conf = self.raw.apply_conf_change(decode_conf_change(entry))
-        except ErrConfChange:
-            conf = self.confs[-1][1]
-        self.confs.append((entry.index, conf))
-        self.checks.conf(self, entry.index, conf)
-        self._note_membership()
-
-    def _note_membership(self) -> None:
-        conf = self.confs[-1][1]
-        was_removed, self.removed = (
-            self.removed,
-            self.id not in conf.voters + conf.learners + conf.voters_outgoing,
-        )
-        if self.removed and not was_removed:
-            self.lease.end()
-
-    # --- what leaves ----------------------------------------------------------------------------------
-
-    def _notice_role(self) -> None:
-        raft = self.raw.raft
-        role = (raft.term, raft.lead, raft.state)
-        if role == self.role:
-            return
-        (old_term, _, old_state), self.role = self.role, role
-        led, leads = old_state is LEADER, raft.state is LEADER
-        if led and (not leads or raft.term != old_term):
-            self.lease.end()
-            self._publish_lease()
-        if leads and (not led or raft.term != old_term):
-            self.lease.begin(raft.term)
-            self.cluster.elected(self)
-        self.checks.role(self)
-
-    def _queue(self, message: Message) -> None:
-        self.checks.sending(self, message)
-        kind = message.type
-        if kind is MSG_HEARTBEAT:
-            self.beats = True
-        elif kind is MSG_TIMEOUT_NOW:
-            self.lease.end()
-            self._publish_lease()
-        elif kind is MSG_SNAP and message.snapshot is not None:
-            fitting = admitting(message.snapshot, message.to)
-            message = msgspec.structs.replace(message, snapshot=fitting)
-            self.snapshots[message.to] = self.local(self.at)
-            self.cluster.counts["snapshots_sent"] += 1
-        queue = self.queues.get(message.to)
-        if queue is None:
-            self.queues[message.to] = [message]
-        else:
-            queue.append(message)
-
-    def _flush(self) -> None:
-        local = self.local(self.at)
-        asks = self.leads and not self.lease.ended and (self.beats or self.lease_end == 0 or self._alone())
-        if asks:
-            self.lease.answer(self.id, local, self.timeout_us)
-        self._publish_lease()
-        self.beats = False
-        if not self.queues:
-            return
-        queues, self.queues = self.queues, {}
-        for to, messages in queues.items():
-            envelope = Envelope(self, to, messages, self.at)
-            if asks:
-                envelope.round = local
-            echo = self.echoes.pop(to, None)
-            if echo is not None:
-                envelope.echo, envelope.echo_term = echo
-                envelope.promise = self.promise_us
-            self.cluster.send(envelope)
-
-    def _alone(self) -> bool:
-        return self.raw.raft.trk.config.voters.ids() == {self.id}
-
-    def _publish_lease(self) -> None:
-        raft = self.raw.raft
-        end = 0
-        if raft.state is LEADER and self.led_term == raft.term and not self.removed:
-            voters = raft.trk.config.voters
-            end = self.lease.end_ns((voters.incoming, voters.outgoing))
-        self.lease_end = end
-        if end:
-            self.checks.lease(self)
+__all__ = ["CommandKind", "Host", "Request"]

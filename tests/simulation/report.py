@@ -68,27 +68,28 @@ def run_seed(seed: int, steps: int, fault: str | None = None) -> Part:
         part.violations = [f"{where}: {kind}{error}\n    {replay_command(seed, steps, fault)}"]
     part.steps = cluster.steps
     part.full = int(len(cluster.kinds()) >= KINDS_MIN)
-    part.counts = dict(cluster.counts) | {"simulated_us": cluster.now}
+    part.counts = dict(cluster.counts) | {"simulated_ms": cluster.now // 1_000_000}
     return part
 
 
-def replay(seed: int, steps: int) -> int:
+def replay(seed: int, steps: int, *, shows_log: bool = False) -> int:
     """Run one seed and show all of it."""
-    cluster = Cluster(seed)
+    cluster = Cluster(seed, shows_log=shows_log)
     print(cluster.profile)
     try:
         cluster.run(steps)
     except Violation as violation:
-        print(f"step {cluster.steps}, {cluster.now} us: {violation}")
+        print(f"step {cluster.steps}, {cluster.now // 1000} us: {violation}")
         _show_nodes(cluster)
         return 1
-    print(f"{cluster.steps} steps, {cluster.now} us, no violation: {dict(sorted(cluster.counts.items()))}")
+    done = dict(sorted(cluster.counts.items()))
+    print(f"{cluster.steps} steps, {cluster.now // 1000} us, no violation: {done}")
     return 0
 
 
 def _show_nodes(cluster: Cluster) -> None:
     for host in cluster.hosts.values():
-        raft = host.raw.raft
+        raft = host.replica.raft
         log = raft.raft_log
         print(
             f"  node {host.id}: {'up' if host.up else 'down'} {raft.state.name} term {raft.term}"
@@ -169,13 +170,13 @@ def _collect(queue: Queue[Part], jobs: int, started: float) -> Part:
 def _summarize(total: Part, started: float) -> None:
     counts = total.counts
     took = time.monotonic() - started
-    simulated = counts.get("simulated_us", 0) / 1_000_000
+    simulated = counts.get("simulated_ms", 0) / 1000
     print(
         f"{total.seeds} seeds, {total.steps} steps, {simulated:.0f} s simulated in {took:.0f} s,"
         f" {len(total.violations)} violations; {KINDS_MIN} kinds of fault or more in {total.full} seeds"
     )
     print("faults: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in COUNTED))
-    rest = sorted(set(counts) - set(COUNTED) - {"simulated_us"})
+    rest = sorted(set(counts) - set(COUNTED) - {"simulated_ms"})
     print("beside: " + ", ".join(f"{name} {counts[name]}" for name in rest))
 
 

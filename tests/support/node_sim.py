@@ -15,13 +15,13 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pgraft.executor import SegmentExecutor
-from pgraft.node.boot import applied_before, build_node, open_durable_state, open_identity
+from pgraft.node.boot import applied_before, build_node, open_durable_state, open_identity, shown_before
 from pgraft.node.commands import RESTARTED, CommandSource
 from pgraft.node.disk_watch import DiskWatch
 from pgraft.node.node import Replica
-from pgraft.node.outputs import Inputs, Outputs
 from pgraft.postgres.settings import Member, NodeConfig
 from pgraft.shm import segment as segments
 from pgraft.shm.blocks import Members, Status, read_members, read_status
@@ -47,7 +47,6 @@ HOP_NS = 100_000
 """How long a message is on its way."""
 REFUSED_EVERY_NS = 500 * MS
 SLOTS = 16
-STEPS_MAX = 64
 HEARTBEAT_MS = 100
 ELECTION_MS = 1000
 Answer = tuple[int, int, int, int, bytes]
@@ -196,6 +195,19 @@ class Ticket:
         return self.final[4].decode().replace("\0", "\n") if self.final else ""
 
 
+class InboxExecutor(SegmentExecutor):
+    """The worker's executor where there is no network process: others put records into the inbox."""
+
+    def __init__(self, node: SimNode, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._node = node
+
+    def read_records(self) -> list[bytes]:
+        """What others have put there."""
+        records, self._node.inbox = self._node.inbox, []
+        return records
+
+
 class SimNode:
     """One node of the simulation."""
 
@@ -234,12 +246,12 @@ class SimNode:
             store,
             now_ns=self.sim.now_ns,
             chance=self.sim.chance,
-            applied=applied_before(self.segment, store),
+            applied=applied_before(shown_before(self.segment), store),
         )
         watch = DiskWatch(self.config.disk_stall_timeout_ms, self.config.data_dir)
         inbound = self.segment.inbound_reader()
-        self.executor = SegmentExecutor(
-            data_dir, self.segment, inbound, self.source, store, watch, lambda: self.sim.now_ns
+        self.executor = InboxExecutor(
+            self, data_dir, self.segment, inbound, self.source, store, watch, lambda: self.sim.now_ns
         )
         self.inbox = []
         self.frozen = False
@@ -334,21 +346,9 @@ class SimNode:
 
     def turn(self) -> None:
         """Let the node handle what has come."""
-        inputs, now = self.runs.read()
-        # There is no network process: others put records where it would.
-        inputs.records, self.inbox = self.inbox, []
-        inputs.yields = self.yields
-        outputs = self._step(inputs, now)
-        for _ in range(STEPS_MAX):
-            if not outputs.more:
-                break
-            outputs = self._step(*self.runs.notes())
+        self.runs.yields = self.yields
+        outputs = self.runs.turn(self.live)
         self.due_ns = self.sim.now_ns if outputs.more else max(outputs.deadline_ns, self.sim.now_ns)
-
-    def _step(self, inputs: Inputs, now: int) -> Outputs:
-        outputs = self.live.step(inputs, now)
-        self.runs.carry_out(outputs)
-        return outputs
 
     def wants_turn(self) -> bool:
         """Whether anything waits, or the time has come."""

@@ -17,8 +17,9 @@ from pgraft.node.envelope import Envelope, NodeStatus, decode, encode
 from pgraft.node.lease import LEASE_PERCENT, Lease
 from pgraft.node.membership import Membership
 from pgraft.node.membership import Node as MemberNode
-from pgraft.node.outputs import Inputs, LogLine, Outputs, Sending, carry_out
+from pgraft.node.outputs import Inputs, LogLine, Outputs, Sending
 from pgraft.node.quiet import CAMPAIGN_TRANSFER, Quiet
+from pgraft.node.turn import carry_out
 from pgraft.raft.types import (
     ConfState,
     Entry,
@@ -302,11 +303,7 @@ class Bare:
             outputs = msgspec.structs.replace(self.replica.step(inputs, self.now))
             inputs = Inputs()
             if outputs.hard_state is not None:
-                if outputs.snapshot is not None:
-                    commit = min(outputs.hard_state.commit, outputs.snapshot.metadata.index)
-                    at = HardState(outputs.hard_state.term, outputs.hard_state.vote, commit)
-                    self.store.install_snapshot(outputs.snapshot, at)
-                self.store.append(outputs.hard_state, outputs.entries)
+                self.store.persist(outputs.hard_state, outputs.entries, outputs.snapshot)
             found.append(outputs)
         return found
 
@@ -352,9 +349,9 @@ def test_the_order_of_a_step() -> None:
         "tell_network",
         "send",
         "persist",
+        "publish",
         "send",
         "compact",
-        "publish",
         "answer",
         "log",
     ]

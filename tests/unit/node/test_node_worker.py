@@ -6,60 +6,54 @@ from pathlib import Path
 
 from pgraft.executor import SegmentExecutor
 from pgraft.node.disk_watch import DiskWatch
-from pgraft.node.outputs import NETWORK_PROCESS
+from pgraft.node.outputs import Inputs
+from pgraft.node.turn import Part, turn
 from pgraft.shm.layout import CommandKind
-from pgraft.shm.rings import RingReader
-from tests.support.node_sim import Sim, SimNode
-
-
-def executor_of(node: SimNode, inbound: RingReader, clock: list[str]) -> SegmentExecutor:
-    def read_clock() -> int:
-        clock.append("clock")
-        return len(clock)
-
-    watch = DiskWatch(1000, node.config.data_dir)
-    store = node.runs.store
-    return SegmentExecutor(
-        Path(node.config.data_dir), node.segment, inbound, node.source, store, watch, read_clock
-    )
+from tests.support.node_sim import Sim
 
 
 def test_the_time_of_a_step_is_read_after_the_records_and_before_the_commands(sim: Sim) -> None:
     """Stopped between the two, it would promise for a time that begins before the leader's round was sent."""
     order: list[str] = []
 
-    class Reader(RingReader):
-        def read(self, bytes_max: int) -> list[bytes]:
+    class Executor(SegmentExecutor):
+        def read_records(self) -> list[bytes]:
             order.append("records")
-            return super().read(bytes_max)
+            return super().read_records()
+
+        def clock_ns(self) -> int:
+            order.append("clock")
+            return 7
 
     (node,) = sim.form(1)
-    real = node.segment.inbound_reader()
-    executor = executor_of(node, Reader(real._ring, real._head, real._tail), order)
+    data_dir, inbound = Path(node.config.data_dir), node.segment.inbound_reader()
+    watch = DiskWatch(1000, node.config.data_dir)
+    executor = Executor(data_dir, node.segment, inbound, node.source, node.runs.store, watch)
     node.command(CommandKind.REPLICATE, b"x", timeout_ms=1)
-    inputs, now = executor.read()
-    assert order == ["records", "clock"]
-    assert [command.deadline_ns for command in inputs.commands] == [now + 1_000_000]
+    inputs = Inputs()
+    parts = turn(node.live, executor, inputs)
+    assert [next(parts), next(parts), order] == [Part.RECORDS, Part.CLOCK, ["records", "clock"]]
+    assert next(parts) is Part.STEP
+    assert [command.deadline_ns for command in inputs.commands] == [7 + 1_000_000]
 
 
 def test_what_finds_no_room_is_told_to_the_next_step(sim: Sim) -> None:
-    nodes = sim.form(3)
+    sim.form(3)
     leader = sim.wait_leader()
     sim.run(300)
     executor, replica = leader.runs, leader.live
     outbound = executor._outbound
-    while outbound.put(bytes(1 << 20)):
-        pass
-    while outbound.put(bytes(16)):
-        pass
+    for size in (1 << 20, 16):
+        while outbound.put(bytes(size)):
+            pass
     executor.tell_network([b"identity"])
     leader.replicate(b"x")
-    outputs = replica.step(*executor.read())
-    executor.carry_out(outputs)
+    executor.turn(replica)
     assert leader.segment.worker["messages_dropped"] == 2
-    inputs, now = executor.notes()
-    peers = sorted(node.id for node in nodes if node is not leader)
-    assert sorted(inputs.unsent) == [NETWORK_PROCESS, *peers] or set(inputs.unsent) >= {*peers}
-    replica.step(inputs, now)
-    states = {peer: replica.raft.trk.progress[peer].state.name for peer in peers}
-    assert set(states.values()) == {"StateProbe"}
+    inputs = Inputs()
+    executor.note(inputs)
+    peers = sorted(node.id for node in sim.followers(leader))
+    assert sorted(inputs.unsent) == peers, "what the executor said of NETWORK_PROCESS went into the turn"
+    replica.step(inputs, sim.now_ns)
+    states = {replica.raft.trk.progress[peer].state.name for peer in peers}
+    assert states == {"StateProbe"}
