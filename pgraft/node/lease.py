@@ -1,4 +1,4 @@
-"""The leader's lease, by the rule of DESIGN.md section 3.
+"""The leader's lease, by the rule of README.md, "The lease".
 
 Lease end = send time of the newest round that a quorum has answered + 0.85 x the shortest promise
 among the voters that answered it. A voter that answered gives no vote for its promise, counted

@@ -198,6 +198,16 @@ def test_5_2_a_leader_begins_its_term_with_an_empty_entry() -> None:
     assert node.raft.raft_log.committed == 0
 
 
+def test_5_2_a_vote_of_its_own_counts_once_it_is_durable() -> None:
+    node, _ = make_node(voters=[1])
+    node.campaign()
+    ready = node.ready()
+    assert ready.hard_state is not None
+    assert (ready.hard_state.vote, node.raft.state) == (1, CANDIDATE), "what it has asked for is not done yet"
+    node.advance(ready)
+    assert node.raft.state == LEADER
+
+
 def test_5_2_one_node_alone_elects_itself_and_commits() -> None:
     node, storage = make_node(voters=[1])
     node.campaign()

@@ -56,6 +56,7 @@ BREAKS = {
         "            r.send(Message(type=answer, to=id, term=term))\n            continue",
         "            r.msgs_after_append.append(Message(type=answer, to=id, from_=id, term=term))\n"
         "            r.trk.record_vote(id, True)\n            continue",
+        "tests/paper/test_paper_5_elections.py::test_5_2_a_vote_of_its_own_counts_once_it_is_durable",
     ),
     # Committing
     "old_term_committed_by_counting": Break(
@@ -72,6 +73,7 @@ BREAKS = {
         "pgraft.raft.follower",
         "    r.msgs_after_append.append(Message(type=MSG_APP_RESP",
         "    r.msgs.append(Message(type=MSG_APP_RESP",
+        "tests/paper/test_paper_7_snapshots.py",
     ),
     "appended_without_looking_at_the_term_before": Break(
         "pgraft.raft.log",
@@ -102,12 +104,16 @@ BREAKS = {
     ),
     # Membership
     "joint_commit_counted_as_one": Break(
-        "pgraft.raft.tracker", "        if self._outgoing:", "        if False:"
+        "pgraft.raft.tracker",
+        "        if self._outgoing:",
+        "        if False:",
+        "tests/paper/test_paper_6_membership.py",
     ),
     "joint_vote_counted_as_one": Break(
         "pgraft.raft.quorum",
         "        outgoing = majority_vote(self.outgoing, votes)\n",
         "        outgoing = majority_vote((), votes)\n",
+        "tests/paper/test_paper_6_membership.py",
     ),
     "change_before_the_own_first_commit": Break(
         "pgraft.raft.raft", "self.pending_conf_index = self.raft_log.last_index()", "pass"
@@ -284,6 +290,7 @@ BREAKS = {
         "pgraft.node.boot",
         "    quiet = Quiet(now + longest * 1_000_000 if may_have_promised else now)",
         "    quiet = Quiet(now)",
+        "tests/unit/node/test_node_promises.py::test_a_restarted_node_gives_no_vote_for_an_election_timeout",
     ),
     # Storage
     "no_sync_of_a_batch": Break(

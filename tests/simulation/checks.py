@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pgraft.node.commands import Answer
 from pgraft.node.envelope import Envelope
+from pgraft.node.lease import LEASE_PERCENT
 from pgraft.node.outputs import Outputs, Shown
 from pgraft.raft import Entry, MessageType, Snapshot, StateType
 from pgraft.raft.errors import ErrCompacted, ErrUnavailable
@@ -18,6 +19,7 @@ from pgraft.raft.quorum import JointConfig
 from pgraft.raft.types import ConfState, HardState
 from pgraft.shm.blocks import Status
 from pgraft.shm.layout import CommandKind, Outcome
+from tests.simulation.profile import MS
 
 if TYPE_CHECKING:
     from tests.simulation.host import Host
@@ -186,7 +188,10 @@ class Checks:
             f"node {host.id} applies entry {index} of term {entry.term}, committed is another",
         )
         if entry.type:
-            self._conf(host, index, host.replica.core.membership_log.at(index).conf_state)
+            states = host.replica.core.membership_log
+            # A compaction of the same step may have forgotten it already.
+            if states._states[0][0] <= index:
+                self._conf(host, index, states.at(index).conf_state)
         elif data:
             place = self.places.setdefault(data[1:], index)
             require(place == index, f"{data[1:]!r} was carried out twice, at {place} and at {index}")
@@ -319,7 +324,19 @@ class Checks:
 
     # --- what leaves ----------------------------------------------------------------------------------
 
-    def sending(self, host: Host, envelope: Envelope) -> None:
+    def _check_promise(self, host: Host, leader: Host, envelope: Envelope) -> None:
+        """No vote is given before the lease has ended that may be counted from this answer."""
+        if not leader.leads or leader.replica.raft.term != envelope.echo_term:
+            return
+        lease_end = leader.true(envelope.echo + envelope.promise_ms * MS * LEASE_PERCENT // 100)
+        quiet_until = host.true(host.replica.leadership.quiet.until_ns)
+        require(
+            quiet_until >= lease_end,
+            f"node {host.id} answers a round of node {leader.id} and votes again {lease_end - quiet_until} ns"
+            " before the lease ends that stands on it",
+        )
+
+    def sending(self, host: Host, to: int, envelope: Envelope) -> None:
         """What a message promises is on the disk."""
         memory = self.memory[host.id]
         for message in envelope.messages:
@@ -350,6 +367,7 @@ class Checks:
                     f" {last}"
                 )
         if envelope.echo:
+            self._check_promise(host, self.hosts[to], envelope)
             require(
                 memory.durable[0].term >= envelope.echo_term,
                 f"node {host.id} answers a round of term {envelope.echo_term}, its disk has"
@@ -411,10 +429,10 @@ class Checks:
         require(not place, f"{data!r} was refused, and is at {place}")
 
     def looked_up(self, host: Host, index: int, payload: bytes) -> None:
-        """A session read an entry."""
+        """A session read an entry; a node that was restarted does not apply again what it had applied."""
         content = self.entries.get(index)
         require(
-            content is not None and content[2] == zlib.crc32(b"\x01" + payload),
+            index in self.committed if content is None else content[2] == zlib.crc32(b"\x01" + payload),
             f"node {host.id} gives {payload!r} for entry {index}, where {content} was applied",
         )
 

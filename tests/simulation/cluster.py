@@ -342,6 +342,7 @@ class Goal:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._next_look = 0
+        self._next_hand_over = 0
         self._proposed: set[int] = set()
         self._stage = "no leader"
 
@@ -367,9 +368,22 @@ class Goal:
         last = leader.replica.raft.raft_log.last_index()
         members = [self._cluster.hosts[id] for id in leader.replica.raft.trk.progress]
         behind = [host.id for host in members if host.applied < last or not host.up]
+        if behind and self._cluster.hosts[behind[0]].bars(leader.id):
+            self._hand_over(leader, members)
         term = leader.replica.raft.term
         self._stage = f"node {leader.id} leads term {term}, nodes {behind} have not applied entry {last}"
         return not behind
+
+    def _hand_over(self, leader: Host, members: list[Host]) -> None:
+        """What an operator does where a member that lags still bars the leader, which was removed and added
+        again meanwhile: somebody else leads."""
+        cluster = self._cluster
+        if cluster.now < self._next_hand_over:
+            return
+        self._next_hand_over = cluster.now + 1000 * MS
+        cluster.counts["leader_barred"] += 1
+        target = cluster.rng.choice([host.id for host in members if host is not leader])
+        leader.submit(Request(-1, 0, CommandKind.TRANSFER_LEADER, b"", target, 0, 1000))
 
     def text(self) -> str:
         """What was missing."""

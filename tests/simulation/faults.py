@@ -124,8 +124,8 @@ class Faults:
         return True
 
     def _freeze_who_decides(self, host: Host) -> None:
-        """Stands still before it steps, while both the leader and those who do not hear the leader need it for
-        a majority."""
+        """Stands still before it steps, while both the leader and those who do not hear the leader need it
+        for a majority."""
         cluster = self.cluster
         leader = self._leading(host)
         if leader is host or not leader.leads:
@@ -137,9 +137,9 @@ class Faults:
         cluster.rng.shuffle(others)
         away = others[len(voters) // 2 - 1 :]
         pairs = {pair for id in away for pair in ((leader.id, id), (id, leader.id))}
-        self._cut(pairs, 2 * host.freeze_ns)
         host.freeze_behind = cluster.rng.choice((Part.RECORDS, Part.CLOCK))
         host.freeze_ns = int(cluster.rng.choice((1.05, 1.3, 1.6)) * host.timeout_ns)
+        self._cut(pairs, 2 * host.freeze_ns)
         cluster.counts["frozen_who_decides"] += 1
 
     # --- the network ----------------------------------------------------------------------------------

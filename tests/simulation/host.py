@@ -397,7 +397,7 @@ class Host:
     def send(self, sendings: list[Sending]) -> None:
         """Put envelopes on their way."""
         for sending in sendings:
-            self.checks.sending(self, sending.envelope)
+            self.checks.sending(self, sending.to, sending.envelope)
             self.cluster.send(self, sending)
 
     def record_of(self, sending: Sending) -> bytes:

@@ -24,11 +24,12 @@ def test_seeds_run_without_a_violation(chunk: int) -> None:
     assert not total.violations, "\n".join(total.violations)
     assert total.steps >= SEEDS * STEPS
     assert total.full == SEEDS, f"fewer than {KINDS_MIN} kinds of fault in some seed"
-    assert total.counts.get("progress_not_promised", 0) <= 2
     # Nothing is shown by a cluster that is always down.
     assert total.counts["acknowledged"] > 10 * SEEDS
     assert total.counts["lease_reads"] > SEEDS
     assert total.counts["restarts"] > SEEDS
+    assert total.counts["add_node_ok"] > 0
+    assert total.counts["frozen_who_decides"] > 0
 
 
 def test_a_seed_replays_to_the_letter_in_another_process() -> None:
