@@ -15,12 +15,15 @@ from pgraft.node.commands import Answer, Command
 from pgraft.node.disk_watch import DiskStalled, DiskWatch
 from pgraft.node.envelope import Envelope, NodeStatus, decode, encode
 from pgraft.node.lease import LEASE_PERCENT, Lease
-from pgraft.node.membership import Membership
+from pgraft.node.membership import ChangeContext, Membership, encode_context
 from pgraft.node.membership import Node as MemberNode
 from pgraft.node.outputs import Inputs, LogLine, Outputs, Sending
 from pgraft.node.quiet import CAMPAIGN_TRANSFER, Quiet
 from pgraft.node.turn import carry_out
+from pgraft.raft.codec import encode_conf_change
 from pgraft.raft.types import (
+    ConfChange,
+    ConfChangeType,
     ConfState,
     Entry,
     HardState,
@@ -433,6 +436,22 @@ def test_a_snapshot_and_entries_behind_it_in_one_step(tmp_path: Path) -> None:
     again = open_store(tmp_path, segment_bytes=1 << 20)
     assert (again.first_index(), again.last_index(), again.hard_state.commit) == (51, 52, 52)
     assert again.snapshot().metadata == SnapshotMetadata(ConfState((1, 2, 3)), 50, 2)
+
+
+def test_a_removal_is_on_disk_before_anyone_hears_of_it(tmp_path: Path) -> None:
+    """Who was removed may be gone for good; a node that forgot the commit would ask it for its vote."""
+    bare = Bare(tmp_path)
+    context = encode_context(ChangeContext())
+    change = encode_conf_change(ConfChange(ConfChangeType.ConfChangeRemoveNode, 3, context))
+    change.term, change.index = 2, 2
+    bare.step(Message(type=MessageType.MsgApp, to=1, from_=2, term=2, index=1, log_term=1, entries=[change]))
+    assert bare.store.hard_state.commit < 2
+    outputs = bare.step(Message(type=MessageType.MsgHeartbeat, to=1, from_=2, term=2, commit=2))[0]
+    assert outputs.members is not None
+    assert outputs.members.removed == (3,)
+    assert bare.store.hard_state.commit == 2
+    calls = order_of(outputs)
+    assert calls.index("persist") < calls.index("publish") < calls.index("send")
 
 
 def test_a_newcomers_identity_is_formed_behind_its_first_write(tmp_path: Path) -> None:
