@@ -5,6 +5,7 @@ Owner: the Raft worker, one thread. The order of the parts is node/turn.py's; he
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,8 +70,7 @@ class SegmentExecutor:
         """One whole turn; the outputs of its last step. Raises StorageError, DiskStalled when the disk
         answered too late, and what `Replica.step` raises."""
         self.watch.next_step()
-        for _ in turn(replica, self, self._inputs):
-            pass
+        deque(turn(replica, self, self._inputs), maxlen=0)  # in one go: nobody looks in between
         return replica.outputs
 
     # --- in ---------------------------------------------------------------------------------------------
@@ -104,8 +104,7 @@ class SegmentExecutor:
 
     def carry_out(self, outputs: Outputs) -> None:
         """The outputs of a last step, which was not part of a turn. Raises as `turn` does."""
-        for _ in carry_out(outputs, self):
-            pass
+        deque(carry_out(outputs, self), maxlen=0)
 
     def save_identity(self, identity: Identity) -> None:
         """Write and sync the identity."""

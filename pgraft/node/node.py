@@ -44,7 +44,8 @@ _FROM_LEADER = frozenset((MessageType.MsgApp, MessageType.MsgHeartbeat, MessageT
 BEFORE_SYNC = _FROM_LEADER
 """They promise nothing: a leader's may leave before its own write is done."""
 _VOTES = frozenset((MessageType.MsgVote, MessageType.MsgPreVote))
-_VOTE_ANSWERS = frozenset((MessageType.MsgVoteResp, MessageType.MsgPreVoteResp))
+_OF_MEMBERS = frozenset((MessageType.MsgReadIndex, MessageType.MsgVoteResp, MessageType.MsgPreVoteResp))
+"""Who is none may send them all the same, since it does not know yet; they are of no use then."""
 _BARRED = frozenset((RefusalCode.MEMBER_ID_CHANGED, RefusalCode.DUPLICATE))
 
 
@@ -199,7 +200,7 @@ class Replica:
             else:
                 after.append(message)
         if core.persist(ready, promises, outputs) and not promises and self.outbox.is_due():
-            outputs.early = self._envelopes(outputs, promises=False)
+            outputs.early = self._envelopes(outputs, due=True, promises=False)
         if ready.snapshot is not None:
             self._on_snapshot(ready.snapshot)
         for message in after:
@@ -212,8 +213,9 @@ class Replica:
     def _finish(self, outputs: Outputs) -> None:
         """What a step shows to others."""
         self.desk.deliver(outputs)
-        if self.outbox.is_due() or not outputs.more:
-            outputs.late = self._envelopes(outputs, promises=True)
+        due = self.outbox.is_due()
+        if due or not outputs.more:
+            outputs.late = self._envelopes(outputs, due=due, promises=True)
         else:
             self.leadership.show(outputs)
         self.roster.give(outputs, self._network_epoch)
@@ -367,7 +369,7 @@ class Replica:
         """Whether what a true node may say comes from one that is not, or no longer, of a kind to say it."""
         if message.type is MessageType.MsgReadIndex:
             return not self._is_member(sender)
-        return message.type in _VOTE_ANSWERS and not self.core.membership_log.current.is_voter(sender)
+        return not self.core.membership_log.current.is_voter(sender)
 
     def _is_member(self, node_id: int) -> bool:
         """Whether its sessions are served here. One that was removed may not know it yet."""
@@ -392,7 +394,7 @@ class Replica:
         if why:
             self.door.turn_away(sender, why, self._now)
             return
-        if self._is_of_no_use(sender, message):
+        if message.type in _OF_MEMBERS and self._is_of_no_use(sender, message):
             self.rejected += 1
             return
         if self._quiet.drops(message, self._now):
@@ -464,7 +466,7 @@ class Replica:
                 self.core.raw.report_snapshot(node_id, False)
                 self._goes_on = True
 
-    def _envelopes(self, outputs: Outputs, *, promises: bool) -> list[Sending]:
+    def _envelopes(self, outputs: Outputs, *, due: bool, promises: bool) -> list[Sending]:
         """All that is gathered, one envelope a peer; where it asks for a round, that counts from now.
 
         The round's time was read before the envelopes leave, so that the lease is no longer for that. With
@@ -473,7 +475,7 @@ class Replica:
         now = self._now
         asks = self.leadership.ask_round(now, beats=self.outbox.beats)
         self.leadership.show(outputs)
-        if not self.outbox.is_due():
+        if not due:
             return []
         if asks:
             self.leadership.newest_round = now
