@@ -39,10 +39,6 @@ class Peer:
         self.removed_index = 0
         self.bytes = 0
 
-    def has_something(self) -> bool:
-        """Whether an envelope is due (a held commit alone is not)."""
-        return bool(self.messages or self.calls or self.replies or self.removed_index)
-
 
 class Outbox:
     """Gathers what goes to each peer."""
@@ -51,6 +47,7 @@ class Outbox:
         self._node_id = node_id
         self._promise_ms = promise_ms
         self._peers: dict[int, Peer] = {}
+        self._due: dict[int, Peer] = {}
         self._held_since_ns = 0
         self.beats = False
 
@@ -74,9 +71,10 @@ class Outbox:
             self.beats = True
         elif message.type == _TIMEOUT_NOW:
             # Who has just become a voter must know so before it is asked to campaign.
-            self._release(peer)
+            self._release(message.to, peer)
         peer.bytes += _size_of(message)
         peer.messages.append(message)
+        self._due[message.to] = peer
 
     def _oldest_held_ns(self) -> int:
         return self._held_since_ns if any(peer.held is not None for peer in self._peers.values()) else 0
@@ -84,12 +82,14 @@ class Outbox:
     def call(self, node_id: int, call: Call) -> None:
         """Send a command on to the leader."""
         peer = self._peer(node_id)
+        self._due[node_id] = peer
         peer.calls.append(call)
         peer.bytes += _MESSAGE_BYTES + len(call.data)
 
     def reply(self, node_id: int, reply: Reply) -> None:
         """Answer a forwarded command."""
         peer = self._peer(node_id)
+        self._due[node_id] = peer
         peer.replies.append(reply)
         peer.bytes += _MESSAGE_BYTES + len(reply.payload)
 
@@ -101,6 +101,7 @@ class Outbox:
     def tell_removed(self, node_id: int, index: int) -> None:
         """Tell a node that the change at `index` removed it."""
         peer = self._peer(node_id)
+        self._due[node_id] = peer
         peer.removed_index = index
         # Behind this, a leader's message would say that the node is a member again.
         peer.held = None
@@ -113,11 +114,12 @@ class Outbox:
         """Let held commits go when their time has come."""
         if self._held_since_ns and now_ns >= self.held_due_ns():
             self._held_since_ns = 0
-            for peer in self._peers.values():
-                self._release(peer)
+            for node_id, peer in self._peers.items():
+                self._release(node_id, peer)
 
-    def _release(self, peer: Peer) -> None:
+    def _release(self, node_id: int, peer: Peer) -> None:
         if peer.held is not None:
+            self._due[node_id] = peer
             peer.bytes += _size_of(peer.held)
             peer.messages.append(peer.held)
             peer.held = None
@@ -131,6 +133,7 @@ class Outbox:
     def forget(self, node_id: int) -> None:
         """Drop what waits for a peer that is a member no more."""
         self._peers.pop(node_id, None)
+        self._due.pop(node_id, None)
 
     def flush(
         self,
@@ -146,15 +149,15 @@ class Outbox:
         no round is answered yet: the term that it is answered in may not be on the disk.
         """
         sendings: list[Sending] = []
-        for node_id, peer in self._peers.items():
-            if peer.has_something():
-                self._send(sendings, node_id, peer, status, table, round_ns, promises)
+        due, self._due = self._due, {}
+        for node_id, peer in due.items():
+            self._send(sendings, node_id, peer, status, table, round_ns, promises)
         self.beats = False
         return sendings
 
     def is_due(self) -> bool:
-        """Whether there is an envelope to send."""
-        return any(peer.has_something() for peer in self._peers.values())
+        """Whether there is an envelope to send (for a held commit alone there is none)."""
+        return bool(self._due)
 
     def _send(
         self,

@@ -149,6 +149,7 @@ BREAKS = {
         "pgraft.raft.leader",
         "    if r.read_only.option is ReadOnlyOption.ReadOnlyLeaseBased:\n        for request",
         "    if True:\n        for request",
+        "tests/paper/test_paper_reads.py::test_6_4_a_leader_that_is_cut_off_answers_nothing",
     ),
     "read_index_before_the_own_first_commit": Break(
         "pgraft.raft.leader",

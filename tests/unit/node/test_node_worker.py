@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgraft.executor import SegmentExecutor
 from pgraft.node.disk_watch import DiskWatch
-from pgraft.node.outputs import Inputs
+from pgraft.node.outputs import NETWORK_PROCESS, Inputs
 from pgraft.node.turn import Part, turn
 from pgraft.shm.layout import CommandKind
 from tests.support.node_sim import Sim
@@ -53,7 +53,7 @@ def test_what_finds_no_room_is_told_to_the_next_step(sim: Sim) -> None:
     inputs = Inputs()
     executor.note(inputs)
     peers = sorted(node.id for node in sim.followers(leader))
-    assert sorted(inputs.unsent) == peers, "what the executor said of NETWORK_PROCESS went into the turn"
+    assert sorted(inputs.unsent) == [NETWORK_PROCESS, *peers], "it was told again, and found no room again"
     replica.step(inputs, sim.now_ns)
     states = {replica.raft.trk.progress[peer].state.name for peer in peers}
     assert states == {"StateProbe"}
