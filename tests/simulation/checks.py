@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LEADER = StateType.StateLeader
 _VOTE_RESP = MessageType.MsgVoteResp
 _APP_RESP = MessageType.MsgAppResp
+_READ_RESP = MessageType.MsgReadIndexResp
 _ALL = 1 << 40
 
 Durable = tuple[HardState, int, int]
@@ -337,8 +338,15 @@ class Checks:
         )
 
     def sending(self, host: Host, to: int, envelope: Envelope) -> None:
-        """What a message promises is on the disk."""
+        """What a message promises is on the disk; what it tells sessions elsewhere is in the status block."""
         memory = self.memory[host.id]
+        told = [reply.value1 for reply in envelope.replies if reply.outcome == Outcome.OK]
+        told += [m.index for m in envelope.messages if m.type is _READ_RESP]
+        if told and host.leads:
+            require(
+                host.status is not None and host.status.commit_index >= max(told),
+                f"node {host.id} tells node {to} of entry {max(told)}, its status block is older",
+            )
         for message in envelope.messages:
             kind = message.type
             if kind is not _APP_RESP and kind is not _VOTE_RESP:
