@@ -236,8 +236,8 @@ class Door:
         raft = self._raft
         if len(m.entries) != 1 or len(m.entries[0].data) > CONTEXT_BYTES_MAX:
             return f"an answer to a read with {len(m.entries)} contexts"
-        # This node may have stopped waiting for that leader meanwhile.
-        if m.term > raft.term or (m.term == raft.term and raft.lead not in (0, m.from_)):
+        # This node may have stopped waiting for that leader meanwhile, which may lead a later term by now.
+        if m.term == raft.term and raft.lead not in (0, m.from_):
             return f"a read answered in term {m.term}, the leader of term {raft.term} is node {raft.lead}"
         return _FINE
 
