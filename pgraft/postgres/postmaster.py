@@ -11,6 +11,7 @@ import re
 import struct
 from typing import NamedTuple
 
+from pgraft import ownfile
 from pgraft.postgres import process
 from pgraft.postgres.process import ProcessRef
 
@@ -56,7 +57,7 @@ class StaleLock(NamedTuple):
 
 def read_pid_file(pgdata: str) -> PidFile | None:
     """postmaster.pid of this data directory; None when there is none or it is not readable as one."""
-    lines = _read_lines(os.path.join(pgdata, "postmaster.pid"))
+    lines = _read_lines(os.path.join(pgdata, "postmaster.pid"), pgdata)
     if lines is None:
         return None
     try:
@@ -156,14 +157,14 @@ def _lock_files(pgdata: str, socket_dirs: list[str]) -> list[LockFile]:
     """postmaster.pid, and the sockets' lock files that name its process or its data directory."""
     found = []
     main = os.path.join(pgdata, "postmaster.pid")
-    lines = _read_lines(main)
+    lines = _read_lines(main, pgdata)
     pid = 0
     if lines is not None:
         pid = _pid_of(lines)
         found.append(LockFile(main, pid))
     folders = {*socket_dirs, lines[4].strip() if lines else ""} - {""}
     for path in (path for folder in sorted(folders) for path in _socket_locks(folder)):
-        socket_lines = _read_lines(path)
+        socket_lines = _read_lines(path, pgdata)
         owner = _pid_of(socket_lines) if socket_lines else 0
         if socket_lines and owner and _is_mine(socket_lines[1], pgdata, same_process=owner == pid):
             found.append(LockFile(path, owner))
@@ -193,11 +194,15 @@ def _is_mine(named: str, pgdata: str, *, same_process: bool) -> bool:
     return os.path.realpath(named) == os.path.realpath(pgdata) if named else same_process
 
 
-def _read_lines(path: str) -> list[str] | None:
-    """The lines of a lock file, eight at least; None where there is none to read."""
+def _read_lines(path: str, pgdata: str) -> list[str] | None:
+    """The lines of a lock file, eight at least; None where there is none to read.
+
+    Sockets may lie in a directory where everybody may make files: only a regular file of the owner of the
+    data directory counts, and nothing is waited for.
+    """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read(PID_FILE_BYTES_MAX).splitlines()
+        text = ownfile.read_own(path, PID_FILE_BYTES_MAX, owner=os.stat(pgdata).st_uid)
     except OSError:
         return None
+    lines = text.decode("utf-8", "replace").splitlines()
     return lines + [""] * (8 - len(lines))
